@@ -1,0 +1,1 @@
+"""Pairing trajectories fairly, and statistics over seeds."""

@@ -1,0 +1,1 @@
+"""The Hessian diagonal and its error bars."""

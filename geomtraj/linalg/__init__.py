@@ -1,0 +1,1 @@
+"""Algorithms on symmetric operators; they see nothing but operators/base."""

@@ -1,0 +1,1 @@
+"""Curvature matrices as symmetric linear operators, known by their products with vectors."""

@@ -1,0 +1,1 @@
+"""Built-in problems: real text, images, closed-form ones."""

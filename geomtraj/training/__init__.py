@@ -1,0 +1,1 @@
+"""The plain training loop and the optimizers by name."""

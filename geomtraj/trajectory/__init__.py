@@ -1,0 +1,1 @@
+"""Recording iterates while training runs, and reading them back."""
