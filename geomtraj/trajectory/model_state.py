@@ -1,0 +1,135 @@
+"""A model's parameters and buffers by name: taken out, compared, and put back in place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from geomtraj.errors import InputError, TrajectoryError
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module itself, without the wrappers of torch.compile and (Distributed)DataParallel."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def clean_name(name: str) -> str:
+    """A parameter's name without the part that torch.compile puts into those of compiled submodules."""
+    return name.replace("_orig_mod.", "")
+
+
+def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Every parameter by its first name, in the model's order; tied ones once.
+
+    Raises:
+        InputError: A lazy module has not yet seen its input.
+    """
+    parameters = {clean_name(name): p for name, p in unwrap(model).named_parameters()}
+    for name, parameter in parameters.items():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise InputError(f"parameter {name} has no shape yet: run the model once on one batch first.")
+    return parameters
+
+
+def named_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Every buffer by its first name, in the model's order, the non-persistent ones included."""
+    return {clean_name(name): buffer for name, buffer in unwrap(model).named_buffers()}
+
+
+def aliases(model: nn.Module) -> dict[str, str]:
+    """Further names of tied parameters: alias -> first name."""
+    first = {id(parameter): name for name, parameter in named_parameters(model).items()}
+    every = unwrap(model).named_parameters(remove_duplicate=False)
+    return {clean_name(name): first[id(p)] for name, p in every if clean_name(name) != first[id(p)]}
+
+
+def snapshot(model: nn.Module) -> dict[str, Any]:
+    """The model's part of an iterate: parameters, buffers (as references) and the names that require grad."""
+    parameters = named_parameters(model)
+    return {
+        "parameters": {name: parameter.detach() for name, parameter in parameters.items()},
+        "buffers": {name: buffer.detach() for name, buffer in named_buffers(model).items()},
+        "trainable": [name for name, parameter in parameters.items() if parameter.requires_grad],
+    }
+
+
+def check_same_model(model: nn.Module, content: Mapping[str, Any], where: object) -> None:
+    """Compare the model with a stored iterate, name by name and shape by shape.
+
+    Raises:
+        TrajectoryError: They differ; the message names both sides.
+    """
+    for kind, mine in (("parameter", named_parameters(model)), ("buffer", named_buffers(model))):
+        stored: Mapping[str, Tensor] = content[f"{kind}s"]
+        missing = [f"{name} {tuple(stored[name].shape)}" for name in stored if name not in mine]
+        extra = [f"{name} {tuple(mine[name].shape)}" for name in mine if name not in stored]
+        differ = [
+            f"{name} is {tuple(stored[name].shape)} there and {tuple(mine[name].shape)} in the model"
+            for name in stored
+            if name in mine and stored[name].shape != mine[name].shape
+        ]
+        parts = []
+        if missing:
+            parts.append(f"the model lacks its {kind}s {_some(missing)}")
+        if extra:
+            parts.append(f"the model has the {kind}s {_some(extra)} that it lacks")
+        if differ:
+            parts.append(_some(differ))
+        if parts:
+            raise TrajectoryError(
+                f"the trajectory {where} is of another model: {'; '.join(parts)}; build the model it was recorded from."
+            )
+
+
+def restore(model: nn.Module, content: Mapping[str, Any]) -> None:
+    """Copy a stored iterate's parameters and buffers into the model in place, checked before."""
+    parameters, buffers = named_parameters(model), named_buffers(model)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(content["parameters"][name])
+        for name, buffer in buffers.items():
+            buffer.copy_(content["buffers"][name])
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], where: object) -> None:
+    """Load a stored state into the optimizer, in the number types in which it was stored.
+
+    Raises:
+        TrajectoryError: The state is of another kind of optimizer or of other parameter groups.
+    """
+    try:
+        optimizer.load_state_dict(state)
+    except (ValueError, KeyError, TypeError) as error:
+        raise TrajectoryError(
+            f"the optimizer state in {where} does not fit this {type(optimizer).__name__} ({error}): "
+            "build the optimizer with the parameter groups of the recorded one."
+        ) from error
+    _undo_casts(optimizer, state)
+
+
+def _undo_casts(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    # load_state_dict casts floating-point state to the parameter's dtype, which may lose bits.
+    if "state" not in state or "param_groups" not in state:
+        return
+    for stored, group in zip(state["param_groups"], optimizer.param_groups, strict=True):
+        for index, parameter in zip(stored["params"], group["params"], strict=True):
+            live = optimizer.state.get(parameter, {})
+            for key, value in state["state"].get(index, {}).items():
+                now = live.get(key)
+                if isinstance(value, Tensor) and isinstance(now, Tensor) and now.dtype != value.dtype:
+                    live[key] = value.to(now.device)
+
+
+def _some(items: Iterable[str], limit: int = 5) -> str:
+    items = list(items)
+    more = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return ", ".join(items[:limit]) + more

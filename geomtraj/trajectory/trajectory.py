@@ -1,0 +1,165 @@
+"""Reads a recorded trajectory lazily, one iterate at a time."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+
+from geomtraj.errors import InputError, TrajectoryError
+from geomtraj.trajectory import model_state, store
+from geomtraj.trajectory.log import read_log
+from geomtraj.trajectory.manifest import read_manifest
+
+
+@dataclass(frozen=True, eq=False)
+class Iterate:
+    """One recorded point of a training run; all tensors are on the CPU.
+
+    Attributes:
+        step: Optimizer steps taken before it.
+        theta: The parameters that require grad, shape (P,), in the order of `model.named_parameters()`; tied
+            ones once.
+        optimizer_state: The optimizer's `state_dict()`.
+        logged: Scalars logged at this step, by name.
+        wall_time: Seconds of training until this step, recording not counted.
+        parameters: Every parameter by name, the frozen ones included.
+        buffers: Every buffer by name.
+    """
+
+    step: int
+    theta: Tensor
+    optimizer_state: dict[str, Any]
+    logged: dict[str, float]
+    wall_time: float
+    parameters: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+
+    def __repr__(self) -> str:
+        return f"Iterate(step={self.step}, {self.theta.numel()} parameters, logged={self.logged})"
+
+
+class Trajectory:
+    """A recorded trajectory: a sequence of `Iterate`, each read from its file when it is asked for.
+
+    Iterates come in the order of steps; a slice is again a lazy Trajectory.
+
+    Args:
+        path: The folder that a Recorder wrote.
+
+    Raises:
+        TrajectoryError: The folder is missing, holds no iterate, or is of a newer format.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise TrajectoryError(f"there is no folder {self.path}: give the path of a recorded run.")
+        self.steps: list[int] = store.stored_steps(self.path)
+        if not self.steps:
+            raise TrajectoryError(
+                f"{self.path} holds no iterates: record a run into it first, with gt.Recorder(path, ...)."
+            )
+        self.manifest: dict[str, Any] = read_manifest(self.path)
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What the Recorder was given as `meta`."""
+        return self.manifest.get("meta", {})
+
+    @property
+    def status(self) -> str:
+        """How the run stands: "running" (or killed), "complete", "diverged" or "interrupted"."""
+        return self.manifest.get("status", "running")
+
+    @cached_property
+    def log(self) -> list[dict[str, Any]]:
+        """One row per logged step: step, wall_time and the scalars."""
+        return read_log(self.path)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[Iterate]:
+        return (self.at_step(step) for step in self.steps)
+
+    @overload
+    def __getitem__(self, index: int) -> Iterate: ...
+    @overload
+    def __getitem__(self, index: slice) -> Trajectory: ...
+    def __getitem__(self, index: int | slice) -> Iterate | Trajectory:
+        if isinstance(index, slice):
+            part = Trajectory.__new__(Trajectory)
+            part.__dict__.update(self.__dict__)
+            part.steps = self.steps[index]
+            return part
+        return self.at_step(self.steps[index])
+
+    def __repr__(self) -> str:
+        span = f"steps {self.steps[0]} to {self.steps[-1]}" if self.steps else "no steps"
+        return f"Trajectory({str(self.path)!r}, {len(self)} iterates, {span}, {self.status})"
+
+    def at_step(self, step: int) -> Iterate:
+        """The iterate recorded after `step` optimizer steps.
+
+        Raises:
+            TrajectoryError: That step was not recorded (near ones are named), or its file is damaged.
+        """
+        content = self._read(step)
+        parameters = content["parameters"]
+        trainable = [parameters[name].reshape(-1) for name in content["trainable"]]
+        logged = self._logged.get(step, {})
+        return Iterate(
+            step=step,
+            theta=torch.cat(trainable) if trainable else torch.empty(0),
+            optimizer_state=content["optimizer"],
+            logged={name: value for name, value in logged.items() if name not in ("step", "wall_time")},
+            wall_time=content["wall_time"],
+            parameters=parameters,
+            buffers=content["buffers"],
+        )
+
+    def load_into(self, model: nn.Module, step: int, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Put model and optimizer back to where they stood at `step`, so that training goes on bit-equal.
+
+        Parameters and buffers are restored in place, the frozen and tied ones included. Random number
+        generators and learning rate schedulers are the caller's own, and so is the number of threads, on
+        which the last bit of a sum depends.
+
+        Args:
+            model: The model that was recorded, built anew or in use; other number types and devices are
+                converted to.
+            step: A recorded step.
+            optimizer: The optimizer to restore too.
+
+        Raises:
+            TrajectoryError: The step was not recorded, its file is damaged, or the model or optimizer is
+                another one; nothing is changed then.
+        """
+        if not isinstance(model, nn.Module):
+            raise InputError(f"load_into(model, step) needs a torch module, not {type(model).__name__}.")
+        content = self._read(step)
+        model_state.check_same_model(model, content, self.path)
+        if optimizer is not None:
+            model_state.restore_optimizer(optimizer, content["optimizer"], self.path)
+        model_state.restore(model, content)
+
+    @cached_property
+    def _logged(self) -> dict[int, dict[str, Any]]:
+        return {row["step"]: row for row in self.log}
+
+    def _read(self, step: int) -> dict[str, Any]:
+        if step not in self.steps:
+            place = bisect.bisect(self.steps, step)
+            near = self.steps[max(place - 2, 0) : place + 2]
+            raise TrajectoryError(
+                f"{self.path} has no iterate of step {step}: "
+                f"the recorded steps near it are {', '.join(map(str, near))}."
+            )
+        return store.read_iterate(self.path, step)
