@@ -52,7 +52,9 @@ class SymmetricOperator(ABC):
             InputError: The operand is no tensor, or its shape, dtype or device is not the operator's.
         """
         if not isinstance(vectors, Tensor):
-            raise InputError(f"an operator multiplies torch tensors, not {type(vectors).__name__}: convert with torch.as_tensor.")
+            raise InputError(
+                f"an operator multiplies torch tensors, not {type(vectors).__name__}: convert with torch.as_tensor."
+            )
         size = self.layout.size
         if vectors.dim() not in (1, 2) or vectors.shape[0] != size:
             raise InputError(
@@ -108,7 +110,9 @@ class SymmetricOperator(ABC):
             vectors = torch.as_tensor(array.astype(numpy_dtype, copy=True), device=self.device)
             return (self @ vectors).cpu().numpy()
 
-        return LinearOperator(self.shape, matvec=multiply, rmatvec=multiply, matmat=multiply, rmatmat=multiply, dtype=numpy_dtype)
+        return LinearOperator(
+            self.shape, matvec=multiply, rmatvec=multiply, matmat=multiply, rmatmat=multiply, dtype=numpy_dtype
+        )
 
 
 class PrincipalBlock(SymmetricOperator):

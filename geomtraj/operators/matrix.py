@@ -34,11 +34,14 @@ class MatrixOperator(SymmetricOperator):
         asymmetry = float((matrix - matrix.T).detach().nan_to_num(0.0, 0.0, 0.0).abs().max()) if matrix.numel() else 0.0
         if asymmetry > 1e3 * torch.finfo(matrix.dtype).eps * scale:
             raise InputError(
-                f"the matrix is not symmetric (entries differ by up to {asymmetry:.3g}): pass (A + A.T) / 2 if that is meant."
+                f"the matrix is not symmetric (entries differ by up to {asymmetry:.3g}): "
+                "if that is meant, pass (A + A.T) / 2."
             )
         layout = Layout(blocks if blocks is not None else {"matrix": (matrix.shape[0],)})
         if layout.size != matrix.shape[0]:
-            raise InputError(f"the blocks hold {layout.size} entries, the matrix has {matrix.shape[0]} rows: make them agree.")
+            raise InputError(
+                f"the blocks hold {layout.size} entries, the matrix has {matrix.shape[0]} rows: make them agree."
+            )
         super().__init__(layout, matrix.dtype, matrix.device)
         self._matrix = matrix.detach()
 

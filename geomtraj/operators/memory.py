@@ -1,0 +1,46 @@
+"""How much memory is free, and how much a graph holds."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+import psutil
+import torch
+from torch import Tensor
+
+
+def available_bytes(device: torch.device) -> int:
+    """Bytes that can still be allocated on this device, the allocator's own cache included."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return psutil.virtual_memory().available
+
+
+class SavedBytes:
+    """Counts, inside its `with` block, the bytes of the tensors that autograd saves for backward passes.
+
+    Attributes:
+        total: Bytes, each storage counted once.
+    """
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._seen: set[int] = set()
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._seen:
+            self._seen.add(storage.data_ptr())
+            self.total += storage.nbytes()
+        return tensor.detach()  # the tensor itself would make its graph refer to itself, and never be freed
+
+    def __enter__(self) -> SavedBytes:
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._hooks.__exit__(kind, error, trace)

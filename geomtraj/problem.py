@@ -1,0 +1,387 @@
+"""Problem: a model, a loss and batches become one function L(theta) of a flat parameter vector."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from geomtraj.errors import ComputationError, InputError
+from geomtraj.isolation import exact_arithmetic, preserved_model, preserved_rng, twice_differentiable, unwrap
+from geomtraj.layout import Layout
+
+Loss = Callable[[nn.Module, Any], "Tensor | tuple[Tensor, Tensor]"]
+
+
+class Problem:
+    """The loss L(theta) = sum(w * losses) / sum(w) over all batches, as a function of the selected parameters.
+
+    Args:
+        model: The network. It is left as it was found: parameters, gradients, buffers, flags.
+        loss: `loss(model, batch)` gives `losses` or `(losses, weights)`, unreduced: the first axis counts
+            examples, which do not depend on each other; any further axes are tokens, pixels and the like.
+            Weights have the shape of the losses, or its leading part, and do not depend on the parameters.
+        batches: A finite collection that can be iterated again and again, a list or a DataLoader without
+            shuffling. Its elements are whatever `loss` takes.
+        params: None for every parameter that requires a gradient, else a glob or a list of globs on the names of
+            `model.named_parameters()`. Tied weights are one parameter, found under each of their names.
+        mode: "eval" or "train", the mode in which the model is measured.
+
+    Attributes:
+        model: The module that is measured, without its `torch.compile` wrapping.
+        layout: Ordered map from parameter name to its slice and shape.
+        total_weight: sum(w) over all batches.
+        examples: Number of examples N.
+        unused: Names of selected parameters that the loss does not reach: their rows of the Hessian are zero.
+
+    Raises:
+        InputError: The arguments do not make a deterministic function; the message names the likely culprit.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        batches: Iterable[Any],
+        params: str | Iterable[str] | None = None,
+        mode: str = "eval",
+    ):
+        if not isinstance(model, nn.Module):
+            raise InputError(f"the model must be a torch.nn.Module, not {type(model).__name__}.")
+        if not callable(loss):
+            raise InputError(f"the loss must be a function loss(model, batch), not {type(loss).__name__}.")
+        if mode not in ("eval", "train"):
+            raise InputError(f"mode is {mode!r}: choose 'eval' or 'train'.")
+        self.model = unwrap(model)
+        self.mode = mode
+        self._loss = loss
+        self._batches = _checked_batches(batches)
+        self.layout = _select(self.model, params)
+        self._caller = _Caller(self.model, loss)
+        first = next(iter(self._parameters().values()))
+        self.dtype, self.device = first.dtype, first.device
+        self._probe()
+
+    @property
+    def size(self) -> int:
+        """Number P of selected parameters' entries."""
+        return self.layout.size
+
+    def theta(self) -> Tensor:
+        """A copy, shape (P,), of the selected parameters as they are now."""
+        return self.layout.flatten({name: p.detach() for name, p in self._parameters().items()}).clone()
+
+    def loss(self, theta: Tensor | None = None) -> Tensor:
+        """L(theta), a 0-d tensor; at the current parameters if theta is left out.
+
+        Raises:
+            InputError: theta does not fit the layout.
+        """
+        parameters = self.layout.unflatten(self.checked(theta))
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        with self.session(), torch.no_grad():
+            for batch in self._batches:
+                total += self.batch_sum(parameters, batch)
+        return (total / self.total_weight).to(self.dtype)
+
+    def gradient(self, theta: Tensor | None = None) -> Tensor:
+        """The gradient of L, shape (P,); at the current parameters if theta is left out.
+
+        Raises:
+            InputError: theta does not fit the layout.
+            ComputationError: No selected parameter reaches the loss.
+        """
+        parameters = leaves(self.layout.unflatten(self.checked(theta)))
+        total = torch.zeros(self.size, dtype=self.dtype, device=self.device)
+        with self.session():
+            for batch in self._batches:
+                value = self.batch_sum(parameters, batch)
+                if not value.requires_grad:
+                    raise ComputationError(_UNREACHED)
+                grads = torch.autograd.grad(value, list(parameters.values()), allow_unused=True, materialize_grads=True)
+                total += torch.cat([g.reshape(-1) for g in grads])
+        return total / self.total_weight
+
+    def select(self, globs: str | Iterable[str]) -> list[str]:
+        """Names of the selected parameters that match the globs, in layout order."""
+        return self.layout.select(globs)
+
+    @property
+    def batch_statistics(self) -> list[str]:
+        """Names of modules whose statistics of the batch let examples interact in this mode."""
+        kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+        return [
+            name
+            for name, m in self.model.named_modules()
+            if isinstance(m, kinds[0]) and (self.mode == "train" or not m.track_running_stats)
+        ]
+
+    # What operators and estimators build on.
+
+    @property
+    def batches(self) -> Iterable[Any]:
+        """The batches, in their fixed order."""
+        return self._batches
+
+    def checked(self, theta: Tensor | None) -> Tensor:
+        """Theta itself if it fits the layout; a copy of the current parameters if it is None."""
+        if theta is None:
+            return self.theta()
+        if not isinstance(theta, Tensor) or theta.shape != (self.size,):
+            shape = tuple(theta.shape) if isinstance(theta, Tensor) else type(theta).__name__
+            raise InputError(f"theta must be a tensor of shape ({self.size},) as problem.theta() gives, not {shape}.")
+        if theta.dtype != self.dtype or theta.device != self.device:
+            raise InputError(
+                f"theta is {theta.dtype} on {theta.device}, the model {self.dtype} on {self.device}: move one of them."
+            )
+        return theta.detach().clone()
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """Everything that an evaluation needs set, and everything put back at the end, also after an error."""
+        own_generator = getattr(self._batches, "generator", None)
+        with ExitStack() as stack:
+            stack.enter_context(preserved_rng([own_generator] if isinstance(own_generator, torch.Generator) else []))
+            stack.enter_context(preserved_model(self.model, self.mode == "train"))
+            stack.enter_context(exact_arithmetic())
+            stack.enter_context(twice_differentiable(self.model))
+            stack.enter_context(torch.enable_grad())
+            yield
+
+    def losses(self, parameters: Mapping[str, Tensor], batch: Any) -> tuple[Tensor, Tensor | None]:
+        """Unreduced losses (B, ...) of one batch and their weights in the same shape, or None for ones.
+
+        Call it inside `session()`.
+
+        Raises:
+            InputError: The loss returned something else, or fails on this batch.
+        """
+        stand_in = {f"model.{name}": p.detach() for name, p in self.model.named_parameters()}
+        stand_in |= {f"model.{name}": value for name, value in parameters.items()}
+        return _checked_losses(torch.func.functional_call(self._caller, stand_in, (batch,)))
+
+    def batch_sum(self, parameters: Mapping[str, Tensor], batch: Any) -> Tensor:
+        """sum(w * losses) of one batch, 0-d; L is the sum of these over `total_weight`. Call it inside `session()`."""
+        losses, weights = self.losses(parameters, batch)
+        return losses.sum() if weights is None else (losses * weights).sum()
+
+    def fingerprint(self) -> str:
+        """A short hash of what is measured: data, loss code, parameters' names and shapes, dtype, mode."""
+        code = getattr(self._loss, "__code__", None)
+        parts = [
+            self._data_digest,
+            getattr(self._loss, "__qualname__", type(self._loss).__qualname__),
+            code.co_code.hex() if code else "",
+            repr(code.co_names) if code else "",
+            repr([c for c in code.co_consts if isinstance(c, (int, float, str, type(None)))]) if code else "",
+            repr(self.layout),
+            str(self.dtype),
+            self.mode,
+        ]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+    def _parameters(self) -> dict[str, Tensor]:
+        own = dict(self.model.named_parameters())
+        return {name: own[name] for name in self.layout}
+
+    def _probe(self) -> None:
+        """Two passes over the batches: they must agree; what they tell about sizes is kept."""
+        parameters = leaves(self._parameters())
+        with self.session():
+            first = [self._summary(parameters, batch) for batch in self._batches]
+            if not first:
+                raise InputError("batches is empty: pass at least one batch.")
+            second = [self._summary(parameters, batch) for batch in self._batches]
+        tolerance = 1e3 * torch.finfo(self.dtype).eps
+        same = len(first) == len(second) and all(a.agrees(b, tolerance) for a, b in zip(first, second, strict=True))
+        if not same:
+            raise InputError(self._culprit(first, second))
+        self.examples = sum(s.losses.shape[0] for s in first)
+        self.total_weight = sum(s.weight for s in first)
+        if not self.total_weight > 0:
+            raise InputError(
+                f"the weights of all batches sum to {self.total_weight:g}: "
+                "L(theta) divides by that sum, so give positive weights."
+            )
+        reached = set().union(*(s.reached for s in first))
+        self.unused = tuple(name for name in self.layout if name not in reached)
+        self._data_digest = hashlib.sha256("".join(s.digest for s in first).encode()).hexdigest()
+
+    def _summary(self, parameters: dict[str, Tensor], batch: Any) -> _BatchSummary:
+        losses, weights = self.losses(parameters, batch)
+        value = losses.sum() if weights is None else (losses * weights).sum()
+        reached: set[str] = set()
+        if value.requires_grad:
+            grads = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
+            reached = {name for name, grad in zip(parameters, grads, strict=True) if grad is not None}
+        weight = float(losses.numel() if weights is None else weights.double().sum())
+        return _BatchSummary(losses.detach().double().cpu(), weight, _digest(batch), reached)
+
+    def _culprit(self, first: list[_BatchSummary], second: list[_BatchSummary]) -> str:
+        opening = "two passes over the batches disagree"
+        if len(first) != len(second):
+            return f"{opening}: {len(first)} batches, then {len(second)}; pass a list of batches."
+        if [s.digest for s in first] != [s.digest for s in second]:
+            return (
+                f"{opening}: the batches themselves change, so the loader is shuffling or draws random augmentations; "
+                "pass DataLoader(..., shuffle=False), or list(loader) to fix one pass."
+            )
+        kinds = (nn.modules.dropout._DropoutNd, nn.RNNBase, nn.MultiheadAttention)
+        active = {n: getattr(m, "p", None) or getattr(m, "dropout", None) for n, m in self.model.named_modules()}
+        names = [n for n, m in self.model.named_modules() if isinstance(m, kinds) and active[n]]
+        if self.mode == "train" and names:
+            return f"{opening}: dropout is active in {', '.join(map(repr, names[:3]))}; pass mode='eval'."
+        if self.batch_statistics:
+            return (
+                f"{opening}: {', '.join(map(repr, self.batch_statistics[:3]))} computes batch statistics, "
+                "which differ from pass to pass; pass mode='eval'."
+            )
+        return (
+            f"{opening} on the same batches: the model or the loss draws random numbers or keeps a state "
+            "(dropout through torch.nn.functional, say); make loss(model, batch) deterministic."
+        )
+
+
+class _Caller(nn.Module):
+    """Lets torch.func.functional_call replace parameters under any loss, whichever parts of the model it calls."""
+
+    def __init__(self, model: nn.Module, loss: Loss):
+        super().__init__()
+        self.model = model
+        self._hidden = (loss,)  # a tuple, so that a loss that is a module is not registered as part of this one
+        self.training = model.training
+
+    def forward(self, batch: Any) -> Any:
+        return self._hidden[0](self.model, batch)
+
+
+class _BatchSummary(NamedTuple):
+    losses: Tensor
+    weight: float
+    digest: str
+    reached: set[str]
+
+    def agrees(self, other: _BatchSummary, tolerance: float) -> bool:
+        """Whether two passes over one batch gave the same losses, up to rounding."""
+        if self.losses.shape != other.losses.shape or self.digest != other.digest:
+            return False
+        scale = float(self.losses.nan_to_num(0, 0, 0).abs().max()) if self.losses.numel() else 0.0
+        return torch.allclose(self.losses, other.losses, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
+
+
+_UNREACHED = (
+    "no selected parameter reaches the loss: loss(model, batch) must compute with the model it is given, "
+    "without torch.no_grad() or .detach() on the way."
+)
+
+
+def leaves(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same values as fresh leaf tensors that require gradients."""
+    return {name: p.detach().requires_grad_() for name, p in parameters.items()}
+
+
+def _checked_batches(batches: Any) -> Iterable[Any]:
+    if isinstance(batches, (Mapping, str, bytes)) or not hasattr(batches, "__iter__"):
+        raise InputError(
+            f"batches is a single {type(batches).__name__}: pass a list of batches, [batch] if there is only one."
+        )
+    if isinstance(batches, Iterator):
+        raise InputError("batches is a one-shot iterator, and every product needs another pass: pass list(batches).")
+    if hasattr(batches, "__len__") and len(batches) == 0:
+        raise InputError("batches is empty: pass at least one batch.")
+    return batches
+
+
+def _select(model: nn.Module, params: str | Iterable[str] | None) -> Layout:
+    canonical = {id(p): name for name, p in model.named_parameters()}
+    everything = dict(model.named_parameters())
+    aliases = {
+        name: canonical[id(p)] for name, p in model.named_parameters(remove_duplicate=False) if canonical[id(p)] != name
+    }
+    if not everything:
+        raise InputError(f"the model {type(model).__name__} has no parameters.")
+    if params is None:
+        names = [name for name, p in everything.items() if p.requires_grad]
+        if not names:
+            raise InputError(
+                "no parameter requires a gradient: call requires_grad_(True) on those that are to be measured."
+            )
+    else:
+        chosen = Layout({name: p.shape for name, p in everything.items()}, aliases).select(params)
+        names = [name for name in chosen if everything[name].requires_grad]
+        if not names:
+            raise InputError(
+                f"params selects only frozen parameters ({', '.join(chosen[:3])}): call requires_grad_(True) on them."
+            )
+    dtypes = {everything[name].dtype for name in names}
+    devices = {everything[name].device for name in names}
+    for name in names:
+        dtype = everything[name].dtype
+        if dtype not in (torch.float32, torch.float64):
+            raise InputError(
+                f"parameter {name!r} is {dtype}: curvature is measured in float32 or float64; convert a copy of the "
+                "model with .float() or .double(), or leave it out by params=."
+            )
+    if len(dtypes) > 1 or len(devices) > 1:
+        raise InputError(
+            f"the selected parameters are spread over {sorted(map(str, dtypes | devices))}: bring them to one, "
+            "or select some of them by params=."
+        )
+    kept = set(names)
+    return Layout({n: everything[n].shape for n in names}, {a: n for a, n in aliases.items() if n in kept})
+
+
+def _checked_losses(result: Any) -> tuple[Tensor, Tensor | None]:
+    losses, weights = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
+    if not isinstance(losses, Tensor):
+        raise InputError(
+            f"loss(model, batch) returned {type(result).__name__}: return a tensor of losses, or (losses, weights)."
+        )
+    if losses.dim() == 0:
+        raise InputError(
+            "the loss is a single number (0-d): return one loss per example, unreduced, for instance with "
+            "reduction='none', so that batches of different sizes are averaged exactly."
+        )
+    if not losses.is_floating_point():
+        raise InputError(f"the losses are {losses.dtype}: return real floating-point numbers.")
+    if weights is None:
+        return losses, None
+    if not isinstance(weights, Tensor):
+        raise InputError(f"the weights are {type(weights).__name__}: return (losses, weights), both tensors.")
+    if weights.requires_grad:
+        raise InputError("the weights depend on the parameters: detach them, or make them part of the losses.")
+    if weights.shape != losses.shape[: weights.dim()]:
+        raise InputError(
+            f"the weights have shape {tuple(weights.shape)}, the losses {tuple(losses.shape)}: give the same shape, "
+            "or one weight for each entry of its leading axes."
+        )
+    weights = weights.to(losses.dtype).reshape(*weights.shape, *[1] * (losses.dim() - weights.dim()))
+    return losses, weights.expand_as(losses)
+
+
+def _digest(batch: Any) -> str:
+    """A hash of the tensors and plain values in a batch of any nesting."""
+    sha = hashlib.sha256()
+
+    def add(item: Any) -> None:
+        if isinstance(item, Tensor):
+            sha.update(f"{item.dtype}{tuple(item.shape)}".encode())
+            sha.update(
+                item.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes() if item.numel() else b""
+            )
+        elif isinstance(item, Mapping) or hasattr(item, "items"):
+            for key, value in item.items():
+                sha.update(str(key).encode())
+                add(value)
+        elif isinstance(item, (list, tuple)):
+            for value in item:
+                add(value)
+        elif isinstance(item, (str, int, float, bool, bytes, type(None))):
+            sha.update(repr(item).encode())
+
+    add(batch)
+    return sha.hexdigest()
