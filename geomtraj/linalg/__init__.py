@@ -1,1 +1,8 @@
 """Algorithms on symmetric operators; they see nothing but operators/base."""
+
+from geomtraj.linalg.density import SpectralDensity, spectral_density
+from geomtraj.linalg.eigen import Eigenpairs, eigsh
+from geomtraj.linalg.estimate import Estimate
+from geomtraj.linalg.trace import trace
+
+__all__ = ["Eigenpairs", "Estimate", "SpectralDensity", "eigsh", "spectral_density", "trace"]

@@ -1,0 +1,139 @@
+"""Extreme eigenpairs of an indefinite operator by Lanczos with thick restarts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from geomtraj.errors import InputError, unknown_name
+from geomtraj.linalg.chunks import at_least
+from geomtraj.linalg.ends import ENDS, best, sort_for_output
+from geomtraj.linalg.search import NON_FINITE, Search, at_rounding, tolerances
+from geomtraj.operators.base import SymmetricOperator
+
+
+@dataclass(frozen=True)
+class Eigenpairs:
+    """Extreme eigenpairs, in the order that `eigsh` gives for `which`.
+
+    Attributes:
+        values: Eigenvalues (k,), float64 on the CPU; NaN where none was found.
+        vectors: Orthonormal eigenvectors as columns (P, k), in the operator's dtype and on its device.
+        residuals: ||H v - lambda v|| of each pair (k,), float64 on the CPU: an eigenvalue of H lies within that
+            distance. Never below the rounding of a product, 4 eps ||H||.
+        converged: Whether each residual is within the tolerance (k,), bool.
+        matvecs: Products with the operator, those of the check for multiplicities included.
+        status: "ok", or what went wrong.
+    """
+
+    values: Tensor
+    vectors: Tensor
+    residuals: Tensor
+    converged: Tensor
+    matvecs: int
+    status: str = "ok"
+
+
+def eigsh(
+    H: SymmetricOperator,
+    k: int = 10,
+    which: str = "LA",
+    tol: float = 1e-4,
+    seed: int = 0,
+    *,
+    basis: int | None = None,
+    max_matvecs: int | None = None,
+) -> Eigenpairs:
+    """The k extreme eigenpairs of H, multiplicities counted.
+
+    Order of the result: "LA" the largest, descending; "SA" the smallest, ascending; "LM" the largest in absolute
+    value, by descending absolute value; "BE" ceil(k / 2) from the top and floor(k / 2) from the bottom, all
+    descending. With k > P all P pairs come back.
+
+    A pair has converged when ||H v - lambda v|| <= tol * max(|lambda|, 0.01 ||H||), where ||H|| is the largest
+    |Ritz value|, and in any case when it is within 50 units of rounding of ||H||. The error of the eigenvalue
+    is of the order of the residual squared over the gap to the next one.
+
+    One Krylov space sees each multiple eigenvalue once. So the converged pairs are deflated and the search goes on
+    from a new random vector until nothing better appears: until a missed pair that beats the k-th one by 2 % of the
+    spectrum's width would have shown with probability 0.999 (a bound for any spectrum), or as many products are
+    spent on that as on the search before. An operator with P no larger than the search space is made dense instead.
+
+    Args:
+        H: The operator.
+        k: Number of pairs.
+        which: "LA", "SA", "LM" or "BE".
+        tol: Relative residual asked for.
+        seed: Seed of the start vectors.
+        basis: Vectors kept beside the k converged ones; more memory, fewer products. Default max(2 k + 20, 40).
+        max_matvecs: Products after which the search gives up. Default max(1000, 20 * basis).
+
+    Returns:
+        The pairs; those that did not converge in time are there too, marked. Where the operator gives a non-finite
+        product the values are NaN and the status says so.
+
+    Raises:
+        InputError: An unknown `which`, k < 1, tol < 0, or a basis that is not larger than k + 2.
+
+    Source:
+        Wu and Simon 2000 (thick restart); Kuczynski and Wozniakowski 1992 (the probability).
+    """
+    k = min(at_least("k", k, 1), max(H.shape[0], 1))
+    if which not in ENDS:
+        raise unknown_name("end of the spectrum", which, ENDS)
+    if not tol >= 0:
+        raise InputError(f"tol must not be negative, not {tol}.")
+    basis = max(2 * k + 20, 40) if basis is None else at_least("basis", basis, k + 3)
+    if H.shape[0] <= k + basis:
+        return _dense(H, k, which, tol)
+    limit = max(1000, 20 * basis) if max_matvecs is None else at_least("max_matvecs", max_matvecs, 1)
+    search = Search(H, k, which, tol, basis, limit, seed)
+    before = 0
+    while not search.sweep(patience=before):
+        before = search.matvecs
+    pairs = search.result()
+    return _pad(H, k, *pairs, search.matvecs, search.status)
+
+
+def _dense(H: SymmetricOperator, k: int, which: str, tol: float) -> Eigenpairs:
+    """The pairs of a small operator, from all of its columns."""
+    size = H.shape[0]
+    matrix = H.dense().to("cpu", torch.float64)
+    if not torch.isfinite(matrix).all():
+        return _pad(H, k, torch.empty(0), torch.empty(size, 0), torch.empty(0), torch.empty(0), size, NON_FINITE)
+    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
+    norm = float(values.abs().max())
+    chosen = sort_for_output(values, best(values, which, k), which)
+    values, vectors = values[chosen], vectors[:, chosen].to(H.dtype).to(torch.float64)
+    residuals = torch.linalg.vector_norm(matrix @ vectors - vectors * values, dim=0)
+    residuals = at_rounding(residuals, norm, H.dtype)
+    converged = residuals <= tolerances(values, norm, tol, H.dtype)
+    status = "ok" if converged.all() else "the products are not symmetric to within the tolerance"
+    return Eigenpairs(values, vectors.to(H.device, H.dtype), residuals, converged, size, status)
+
+
+def _pad(
+    H: SymmetricOperator,
+    k: int,
+    values: Tensor,
+    vectors: Tensor,
+    residuals: Tensor,
+    converged: Tensor,
+    matvecs: int,
+    status: str,
+) -> Eigenpairs:
+    """The pairs there are, followed by NaN up to k of them."""
+    missing = k - values.numel()
+    nan = torch.full((missing,), math.nan, dtype=torch.float64)
+    nan_vectors = torch.full((H.shape[0], missing), math.nan, dtype=H.dtype, device=H.device)
+    return Eigenpairs(
+        torch.cat([values.to(torch.float64), nan]),
+        torch.cat([vectors.to(H.device, H.dtype), nan_vectors], dim=1),
+        torch.cat([residuals.to(torch.float64), nan]),
+        torch.cat([converged.bool(), torch.zeros(missing, dtype=torch.bool)]),
+        matvecs,
+        status,
+    )
