@@ -1,0 +1,126 @@
+"""The plain training loop: one task, one optimizer, one seed, one recorded trajectory."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from geomtraj import tasks
+from geomtraj.errors import InputError
+from geomtraj.tasks import Task
+from geomtraj.training import optimizers
+from geomtraj.training.learning_rates import learning_rate
+from geomtraj.trajectory import Recorder, Schedule, Trajectory, at, either, log_spaced
+from geomtraj.trajectory.store import stored_steps
+
+
+def train(
+    task: Task | str,
+    optimizer: str,
+    lr: float | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    *,
+    path: str | Path,
+    schedule: Schedule | None = None,
+    resume: bool = True,
+    progress: bool = True,
+    **hyper: Any,
+) -> Trajectory:
+    """Train the task's model and record the trajectory; the loss of every training batch is logged as "loss".
+
+    The loss logged at step k is that of the model after k steps, on the batch of step k. A run that was stopped
+    goes on from its last whole iterate, bit-equal on a CPU; a finished run is returned as it stands. A run whose
+    loss becomes NaN or infinite stops there and is marked "diverged" in its manifest.
+
+    Args:
+        task: A task, or a task's name for its default options.
+        optimizer: A name from `optimizers.names()`.
+        lr: Learning rate; None for the swept one, or the optimizer's fallback where no sweep was run.
+        steps: Optimizer steps; None for the task's default.
+        seed: Of the initial parameters and of the training batches.
+        path: Folder of the trajectory.
+        schedule: Which steps to record; None for step 0 and 11 log spaced ones, the last among
+            them. Step 0 and the last step are recorded in any case.
+        resume: Whether to go on with, or return, what stands in the folder; False refuses a folder in use.
+        progress: Whether to show a progress bar on stderr.
+        **hyper: The optimizer's other hyperparameters.
+
+    Raises:
+        InputError: Something unknown or out of range, or the folder holds a run with other settings.
+        TrajectoryError: The folder's files are damaged beyond use, or the disk is full.
+    """
+    task = tasks.make(task) if isinstance(task, str) else task
+    steps = task.default_steps if steps is None else steps
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise InputError(f"steps must be a whole number of at least 1, not {steps!r}.")
+    lr = learning_rate(task.name, optimizer) if lr is None else lr
+    model = task.model(seed)
+    optim = optimizers.make(optimizer, model, lr, **hyper)
+    schedule = log_spaced(11, steps) if schedule is None else either(schedule, at([0, steps]))
+    meta = {
+        "task": task.name,
+        "task_options": task.options,
+        "optimizer": optimizer,
+        "lr": lr,
+        "hyper": optimizers.hyperparameters(optimizer, **hyper),
+        "seed": seed,
+        "steps": steps,
+    }
+    finished = _finished(Path(path), meta) if resume else None
+    if finished is not None:
+        return finished
+
+    with Recorder(path, model, optim, schedule, meta, resume=resume) as rec:
+        label = f"{task.name} {optimizer} seed {seed}"
+        bar = tqdm(total=steps, initial=rec.step, desc=label, unit="step", disable=not progress, file=sys.stderr)
+        with bar:
+            for step in range(rec.step, steps):
+                loss = mean_loss(task, model, task.batch(step, seed))
+                rec.log(loss=loss)
+                if rec.diverged:
+                    break
+                optim.zero_grad()
+                loss.backward()
+                optim.step()
+                bar.update()
+                if step % 10 == 0:
+                    bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+            else:
+                with torch.no_grad():
+                    rec.log(loss=mean_loss(task, model, task.batch(steps, seed)))
+    return Trajectory(path)
+
+
+def mean_loss(task: Task, model: nn.Module, batch: Any) -> Tensor:
+    """The batch's loss, 0-d: sum(w * losses) / sum(w), with equal weights where the task gives none."""
+    losses = task.loss(model, batch)
+    if isinstance(losses, tuple):
+        values, weights = losses
+        return (values * weights).sum() / weights.expand_as(values).sum()
+    return losses.mean()
+
+
+def _finished(path: Path, meta: dict[str, Any]) -> Trajectory | None:
+    """The run that stands in the folder, if it needs no further step; None if there is something to do."""
+    if not stored_steps(path):
+        return None
+    trajectory = Trajectory(path)
+    there, here = dict(trajectory.meta), json.loads(json.dumps(meta))
+    for key in here:
+        longer = key == "steps" and here[key] >= there.get(key, 0)
+        if there.get(key) != here[key] and not longer:
+            raise InputError(
+                f"{path} holds a run with {key} {there.get(key)!r}, not {here[key]!r}: "
+                "choose another path, or delete that folder."
+            )
+    reached = trajectory.manifest.get("last_step", 0) >= here["steps"]
+    if trajectory.status == "diverged" or (trajectory.status == "complete" and reached):
+        return trajectory
+    return None
