@@ -1,1 +1,6 @@
-"""Pairing trajectories fairly, and statistics over seeds."""
+"""Contrasts between optimizers: pairing of their runs, and statistics over seeds."""
+
+from geomtraj.contrast.api import contrast
+from geomtraj.contrast.table import Row, Table
+
+__all__ = ["Row", "Table", "contrast"]
