@@ -67,6 +67,16 @@ def test_restarts_in_a_small_basis(which, dtype):
     assert result.matvecs > 14
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_restarts_while_looking_for_multiplicities(seed):
+    w = torch.cat([torch.tensor([1.4] * 3 + [1.2] * 2).double(), bulk(300, 1.0)])
+    H = operator(w, seed)
+    result = eigsh(H, 5, "LA", tol=1e-2, basis=9, seed=seed)
+    assert torch.allclose(result.values, w[:5], atol=1e-3)
+    direct = (H @ result.vectors - result.vectors * result.values).norm(dim=0)
+    assert torch.allclose(direct, result.residuals, rtol=1e-6)
+
+
 @both_dtypes
 @pytest.mark.parametrize("k", [1, 2, 5, 8])
 def test_multiplicities_are_counted(k, dtype):
