@@ -62,6 +62,9 @@ def eigsh(
     spectrum's width would have shown with probability 0.999 (a bound for any spectrum), or as many products are
     spent on that as on the search before. An operator with P no larger than the search space is made dense instead.
 
+    Measured with 20 outliers above a bulk, P = 2000, k = 10: "LA" 48 products, half of them the check (ARPACK, which
+    checks nothing, 31; with 40 vectors as here, 41); "BE", whose lower half is the bulk's edge, 160 (621; 126).
+
     Args:
         H: The operator.
         k: Number of pairs.
