@@ -1,7 +1,20 @@
 """geomtraj: see how an optimizer shapes the terrain that its own trajectory runs through."""
 
 from geomtraj._version import __version__
+from geomtraj.diagonal import Diagonal, diagonal
+from geomtraj.errors import ComputationError, GeomtrajError, InputError, TrajectoryError
+from geomtraj.linalg import Eigenpairs, Estimate, SpectralDensity, eigsh, spectral_density, trace
+from geomtraj.measuring import Measurement, Results, measure
 from geomtraj.operators import GGN, Hessian, MatrixOperator, Preconditioned
 from geomtraj.problem import Problem
+from geomtraj.statistics import REGISTRY as STATISTICS
+from geomtraj.statistics import RMed, Statistic, r_med
+from geomtraj.trajectory import Iterate, Recorder, Trajectory, at, either, every, log_spaced
 
-__all__ = ["GGN", "Hessian", "MatrixOperator", "Preconditioned", "Problem", "__version__"]
+__all__ = [
+    "GGN", "STATISTICS", "ComputationError", "Diagonal", "Eigenpairs", "Estimate", "GeomtrajError", "Hessian",
+    "InputError",
+    "Iterate", "MatrixOperator", "Measurement", "Preconditioned", "Problem", "RMed", "Recorder", "Results",
+    "SpectralDensity", "Statistic", "Trajectory", "TrajectoryError", "__version__", "at", "diagonal", "eigsh", "either",
+    "every", "log_spaced", "measure", "r_med", "spectral_density", "trace",
+]  # fmt: skip

@@ -1,0 +1,108 @@
+import math
+
+import pytest
+import torch
+from models import CASES
+
+import geomtraj as gt
+from geomtraj.diagonal import Cost, Diagonal
+from geomtraj.errors import InputError
+from geomtraj.layout import Layout
+
+
+def made(values, sem=None, shapes=None):
+    values = torch.as_tensor(values, dtype=torch.float64)
+    sem = torch.zeros_like(values) if sem is None else torch.as_tensor(sem, dtype=torch.float64).expand_as(values)
+    return Diagonal(values, sem, Layout(shapes or {"w": values.shape}), "made", Cost(0, 0.0))
+
+
+def test_the_median_is_the_mean_of_the_two_middle_magnitudes():
+    found = gt.r_med(made([-8.0, 1.0, 3.0, -2.0, 4.0], shapes={"a": (2,), "b": (3,)}))
+    assert found["a"].value == pytest.approx(8 / 4.5) and found["a"].median == 4.5 and found["a"].max == 8
+    assert found["b"].value == pytest.approx(4 / 3)
+    assert found["all"].value == pytest.approx(8 / 3) and found["all"].size == 5
+    assert found["all"].low == found["all"].value == found["all"].high
+
+
+def test_exact_r_med_of_a_model_by_hand():
+    case = CASES["gpt"]()
+    dense = case.hessian().diagonal().abs()
+    found = gt.r_med(case.problem, method="exact")
+    assert set(found) == {*case.problem.layout, "all"}
+    for name, slot in case.problem.layout.items():
+        entries = dense[slot.slice]
+        assert found[name].value == pytest.approx(float(entries.max() / entries.quantile(0.5)), rel=1e-9)
+    assert found["all"].value == pytest.approx(float(dense.max() / dense.quantile(0.5)), rel=1e-9)
+
+
+def test_scale_free_but_the_diagonal_itself_is_not():
+    case = CASES["mlp"]()
+    doubled = gt.Problem(case.problem.model, lambda m, b: 2 * case.problem._loss(m, b), list(case.problem.batches))
+    assert gt.r_med(doubled)["all"].value == pytest.approx(gt.r_med(case.problem)["all"].value)
+    assert torch.allclose(gt.diagonal(doubled).values, 2 * gt.diagonal(case.problem).values)
+
+
+def test_zeros_are_counted_and_a_zero_median_is_infinite_with_a_reason():
+    found = gt.r_med(made([0.0, 0.0, 0.0, 2.0, 4.0]))["w"]
+    assert found.value == math.inf and found.zeros == 3 and "3 of 5 entries are exactly zero" in found.status
+    assert found.nonzero == pytest.approx(4 / 3)
+    dead = gt.r_med(made([0.0, 0.0]))["w"]
+    assert math.isnan(dead.value) and "does not curve" in dead.status
+
+
+def test_entries_that_are_not_finite_are_counted_not_dropped():
+    found = gt.r_med(made([1.0, math.nan, 4.0, 4.0], shapes={"a": (2,), "b": (2,)}))
+    assert math.isnan(found["a"].value) and "1 of 2 entries" in found["a"].status
+    assert found["b"].status == "ok" and math.isnan(found["all"].value)
+
+
+def test_far_apart_middle_values_are_remarked():
+    assert "1 and 2" in gt.r_med(made([1.0, 2.0]))["w"].status
+    assert gt.r_med(made([1.0, 1.05]))["w"].status == "ok"
+
+
+def test_steadier_variants():
+    values = torch.arange(1.0, 101.0)
+    found = gt.r_med(made(values))["w"]
+    assert found.tenth == pytest.approx(91 / 50.5)
+    assert found.q99 == pytest.approx(float(values.double().quantile(0.99)) / 50.5)
+    assert math.isnan(gt.r_med(made([1.0, 2.0]))["w"].tenth)
+
+
+@pytest.mark.parametrize("noise", [0.02, 0.3, 1.0])
+@pytest.mark.parametrize("shape", ["flat", "lognormal", "small"])
+def test_intervals_hold_the_truth_over_many_seeds(noise, shape):
+    rng = torch.Generator().manual_seed(1)
+    truth = {
+        "flat": torch.ones(500),
+        "lognormal": torch.randn(500, generator=rng).exp(),
+        "small": torch.randn(16, generator=rng).exp(),
+    }[shape].double()
+    exact = gt.r_med(made(truth))["w"].value
+    held = 0
+    for _ in range(200):
+        noisy = truth + noise * torch.randn(truth.shape, generator=rng, dtype=torch.float64)
+        found = gt.r_med(made(noisy, noise))["w"]
+        assert found.low <= found.value <= found.high
+        held += found.low <= exact <= found.high
+    assert held >= 190
+
+
+def test_the_interval_narrows_with_the_noise():
+    truth = torch.linspace(1, 3, 400)
+    widths = [r.high / r.low for r in (gt.r_med(made(truth, s))["w"] for s in (0.1, 0.01, 0.001))]
+    assert widths[0] > widths[1] > widths[2] and widths[2] < 1.05
+
+
+def test_without_standard_errors_there_is_no_upper_end():
+    found = gt.r_med(made([1.0, 2.0, 3.0], math.nan))["w"]
+    assert found.high == math.inf and "too few samples" in found.status and found.value == 1.5
+
+
+def test_operators_and_arguments():
+    matrix = torch.diag(torch.tensor([1.0, 2.0, 6.0]))
+    assert gt.r_med(gt.MatrixOperator(matrix))["matrix"].value == 3
+    with pytest.raises(InputError, match="with a Diagonal"):
+        gt.r_med(made([1.0]), theta=torch.ones(1))
+    with pytest.raises(InputError, match=r"unknown diagonal method 'exat'.*'exact'"):
+        gt.r_med(gt.MatrixOperator(matrix), method="exat")
