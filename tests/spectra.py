@@ -1,5 +1,7 @@
 """Matrices with a prescribed spectrum, and the one tolerance of the algorithms' tests."""
 
+from functools import lru_cache
+
 import pytest
 import torch
 
@@ -13,11 +15,16 @@ def tolerance(dtype: torch.dtype) -> float:
     return 300 * torch.finfo(dtype).eps
 
 
+@lru_cache(maxsize=64)
+def orthogonal(size: int, seed: int) -> torch.Tensor:
+    rng = torch.Generator().manual_seed(seed)
+    return torch.linalg.qr(torch.randn(size, size, generator=rng, dtype=torch.float64)).Q
+
+
 def matrix(eigenvalues, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     """Q diag(w) Q^T with a random orthogonal Q."""
     w = torch.as_tensor(eigenvalues, dtype=torch.float64)
-    rng = torch.Generator().manual_seed(seed)
-    q, _ = torch.linalg.qr(torch.randn(len(w), len(w), generator=rng, dtype=torch.float64))
+    q = orthogonal(len(w), seed)
     a = (q * w) @ q.T
     return ((a + a.T) / 2).to(dtype)
 
