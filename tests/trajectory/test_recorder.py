@@ -107,6 +107,13 @@ def test_an_interrupted_run_is_marked_and_goes_on_bit_equal(tmp_path):
     assert [s["from_step"] for s in b.manifest["sessions"]] == [0, 4]
 
 
+def test_resuming_drops_the_log_rows_that_training_will_write_again(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, 9, stop=5)
+    run(tmp_path, 4, resume=True)
+    assert [row["step"] for row in Trajectory(tmp_path).log] == [1, 2, 3, 4]
+
+
 def test_resuming_passes_over_damaged_iterates(tmp_path):
     whole = run(tmp_path, 8)
     for step in (6, 8):
