@@ -1,12 +1,14 @@
 """geomtraj: see how an optimizer shapes the terrain that its own trajectory runs through."""
 
 from geomtraj._version import __version__
+from geomtraj.contrast import Table, contrast
 from geomtraj.diagonal import Diagonal, diagonal
 from geomtraj.errors import ComputationError, GeomtrajError, InputError, TrajectoryError
 from geomtraj.linalg import Eigenpairs, Estimate, SpectralDensity, eigsh, spectral_density, trace
 from geomtraj.measuring import Measurement, Results, measure
 from geomtraj.operators import GGN, Hessian, MatrixOperator, Preconditioned
 from geomtraj.problem import Problem
+from geomtraj.report import report
 from geomtraj.statistics import REGISTRY as STATISTICS
 from geomtraj.statistics import RMed, Statistic, r_med
 from geomtraj.trajectory import Iterate, Recorder, Trajectory, at, either, every, log_spaced
@@ -15,6 +17,6 @@ __all__ = [
     "GGN", "STATISTICS", "ComputationError", "Diagonal", "Eigenpairs", "Estimate", "GeomtrajError", "Hessian",
     "InputError",
     "Iterate", "MatrixOperator", "Measurement", "Preconditioned", "Problem", "RMed", "Recorder", "Results",
-    "SpectralDensity", "Statistic", "Trajectory", "TrajectoryError", "__version__", "at", "diagonal", "eigsh", "either",
-    "every", "log_spaced", "measure", "r_med", "spectral_density", "trace",
-]  # fmt: skip
+    "SpectralDensity", "Statistic", "Table", "Trajectory", "TrajectoryError", "__version__", "at", "contrast", "diagonal", "eigsh", "either",
+    "every", "log_spaced", "measure", "r_med", "report", "spectral_density", "trace",
+]

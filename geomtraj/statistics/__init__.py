@@ -50,4 +50,4 @@ __all__ = [
     "REGISTRY", "Loss", "MedianConditionRatio", "Outcome", "Point", "Quantity", "RMed", "Spectrum", "Statistic",
     "Trace",
     "r_med", "resolve",
-]  # fmt: skip
+]

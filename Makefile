@@ -1,0 +1,88 @@
+# geomtraj's pipeline: train -> measure -> contrast -> report. `make help` explains targets and variables.
+
+TASK       ?= pydoc-lm
+OPTIMIZERS ?= adam sgdm
+SEEDS      ?= 0 1 2
+DEVICE     ?= cpu
+STEPS      ?=
+TEXT       ?=
+STATISTICS ?= r_med,spectrum
+WORKERS    ?= 2
+OUT        ?= runs/$(TASK)
+PYTHON     ?= python3
+
+VENV     := .venv
+BIN      := $(VENV)/bin
+GEOMTRAJ := $(BIN)/geomtraj
+RUNS     := $(foreach o,$(OPTIMIZERS),$(foreach s,$(SEEDS),$(OUT)/$(o)/seed-$(s)))
+
+.DEFAULT_GOAL := help
+.PHONY: help report train measure contrast sweep test lint clean
+.DELETE_ON_ERROR:
+.SECONDARY:
+.SECONDEXPANSION:
+
+help:  ## show this help
+	@echo "Targets:"
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1\t/' | expand -t 12
+	@echo
+	@echo "Variables (make report SEEDS=\"0 1\" OUT=runs/short STEPS=100):"
+	@echo "  TASK        built-in task: pydoc-lm, two-layer-linear, digits-cnn, digits-mlp  [$(TASK)]"
+	@echo "  OPTIMIZERS  names; ratios are taken over the first one                       [$(OPTIMIZERS)]"
+	@echo "  SEEDS       whole numbers                                                    [$(SEEDS)]"
+	@echo "  DEVICE      cpu, cuda or cuda:N                                              [$(DEVICE)]"
+	@echo "  STEPS       optimizer steps; empty for the task's default                    [$(STEPS)]"
+	@echo "  TEXT        a text file for pydoc-lm instead of pydoc's topics               [$(TEXT)]"
+	@echo "  STATISTICS  what to measure, with commas: r_med, spectrum, trace, loss       [$(STATISTICS)]"
+	@echo "  WORKERS     processes that measure side by side                              [$(WORKERS)]"
+	@echo "  OUT         folder of the runs and the report                                [$(OUT)]"
+	@echo "  PYTHON      the Python that makes $(VENV), 3.10 to 3.13                          [$(PYTHON)]"
+
+report: $(OUT)/report.html  ## the main job: train, measure, contrast, and write $(OUT)/report.html
+	@echo "open $(OUT)/report.html"
+
+train: $(RUNS:%=%/trained.json)  ## train TASK with each of OPTIMIZERS and SEEDS, recording iterates
+
+measure: $(RUNS:%=%/measured.json)  ## measure STATISTICS at every recorded iterate
+
+contrast: $(OUT)/contrast.csv  ## compare the optimizers layer by layer, at equal loss
+
+$(BIN)/.installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[tasks]"
+	@touch $@
+
+$(BIN)/.installed-test: $(BIN)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	@touch $@
+
+# The stem is OPTIMIZER/seed-N.
+$(OUT)/%/trained.json: | $(BIN)/.installed
+	$(GEOMTRAJ) train --task $(TASK) --optimizer $(patsubst %/,%,$(dir $*)) --seed $(patsubst seed-%,%,$(notdir $*)) \
+	  --device $(DEVICE) $(if $(STEPS),--steps $(STEPS)) $(if $(TEXT),--text "$(TEXT)") --out $(OUT)/$*
+
+# Deleting a result makes its folder newer than measured.json, and only what is missing is measured again.
+$(OUT)/%/measured.json: $(OUT)/%/trained.json $$(wildcard $(OUT)/$$*/results)
+	$(GEOMTRAJ) measure $(OUT)/$* --statistics $(STATISTICS) --workers $(WORKERS) --device $(DEVICE)
+
+$(OUT)/contrast.csv: $(RUNS:%=%/measured.json)
+	$(GEOMTRAJ) contrast $(RUNS) --out $@
+
+$(OUT)/report.html: $(OUT)/contrast.csv
+	$(GEOMTRAJ) report $(RUNS) --out $@
+
+sweep: | $(BIN)/.installed  ## choose learning rates for TASK and OPTIMIZERS on a log grid (writes the package's own table)
+	$(GEOMTRAJ) sweep --task $(TASK) --optimizers $(subst $() $(),$(comma),$(strip $(OPTIMIZERS))) \
+	  $(if $(STEPS),--steps $(STEPS)) $(if $(TEXT),--text "$(TEXT)") --device $(DEVICE) --runs runs/sweep --save package
+comma := ,
+
+test: lint  ## lint, then run all tests
+	$(BIN)/python -m pytest
+
+lint: $(BIN)/.installed-test  ## ruff (docstrings too) and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:  ## delete the virtual environment; runs/ stays
+	rm -rf $(VENV)

@@ -1,0 +1,254 @@
+"""The command line: train, measure, contrast and report, each reading what the one before stored."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import click
+
+from geomtraj import tasks
+from geomtraj._version import __version__
+from geomtraj.contrast import contrast
+from geomtraj.errors import GeomtrajError, InputError
+from geomtraj.measuring import Results, measure
+from geomtraj.report import report
+from geomtraj.statistics import REGISTRY, Statistic, resolve
+from geomtraj.training import learning_rates, optimizers
+from geomtraj.training.loop import train
+from geomtraj.training.sweeps import sweep
+from geomtraj.trajectory import Trajectory, log_spaced
+from geomtraj.trajectory.files import write_json
+
+TRAINED = "trained.json"
+
+RUNS = click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+
+
+class _Commands(click.Group):
+    """Prints geomtraj's own errors as the one sentence that they are, with exit status 2."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except GeomtrajError as error:
+            click.echo(f"geomtraj: {error}", err=True)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            click.echo("geomtraj: stopped; what is finished is stored, the same command goes on from there.", err=True)
+            sys.exit(130)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.version_option(__version__)
+def main() -> None:
+    """See how an optimizer shapes the terrain that its own trajectory runs through."""
+
+
+def task_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that choose a built-in task."""
+    for option in (
+        click.option("--task", "task_name", default="pydoc-lm", help="Name of a built-in task."),
+        click.option(
+            "--option", "options", multiple=True, metavar="NAME=VALUE", help="Option of the task, repeatable."
+        ),
+        click.option(
+            "--text", type=click.Path(path_type=Path), help="Text file for pydoc-lm in place of pydoc's topics."
+        ),
+        click.option("--device", default="cpu", help="cpu, cuda or cuda:N."),
+    ):
+        command = option(command)
+    return command
+
+
+@main.command("train")
+@task_options
+@click.option("--optimizer", required=True, help="Name of an optimizer.")
+@click.option("--lr", type=float, help="Learning rate; the swept one if left out.")
+@click.option("--hyper", multiple=True, metavar="NAME=VALUE", help="Hyperparameter of the optimizer, repeatable.")
+@click.option("--steps", type=int, help="Optimizer steps; the task's default if left out.")
+@click.option("--seed", type=int, default=0, help="Seed of initial parameters and batches.")
+@click.option("--iterates", type=int, default=11, help="How many log spaced iterates to record besides step 0.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the trajectory.")
+def train_command(
+    task_name: str, options: tuple[str, ...], text: Path | None, device: str, optimizer: str, lr: float | None,
+    hyper: tuple[str, ...], steps: int | None, seed: int, iterates: int, out: Path,
+) -> None:  # fmt: skip
+    """Train a built-in task with one optimizer, recording the trajectory.
+
+    A run that was stopped goes on from its last iterate.
+    """
+    task = _task(task_name, options, text, device)
+    total = task.default_steps if steps is None else steps
+    if iterates < 1 or total < 1:
+        raise InputError(f"--iterates {iterates} and --steps {total} must be at least 1.")
+    trajectory = train(
+        task, optimizer, lr, steps, seed, path=out, schedule=log_spaced(iterates, total), **_pairs(hyper, "--hyper")
+    )
+    summary = {
+        "status": trajectory.status,
+        "steps": trajectory.steps,
+        "wall_time": trajectory.manifest.get("wall_time"),
+    }
+    write_json(out / TRAINED, summary)
+    click.echo(f"{out}: {trajectory.status}, {len(trajectory)} iterates up to step {trajectory.steps[-1]}")
+
+
+@main.command("measure")
+@RUNS
+@click.option("--statistics", default="r_med,spectrum", help="Names of statistics, with commas.")
+@click.option("--set", "settings", multiple=True, metavar="STATISTIC.SETTING=VALUE", help="Setting, repeatable.")
+@click.option("--workers", type=click.IntRange(min=1), default=1, help="Processes that measure iterates side by side.")
+@click.option("--device", help="Where to measure; the device of training if left out.")
+def measure_command(
+    runs: tuple[Path, ...], statistics: str, settings: tuple[str, ...], workers: int, device: str | None
+) -> None:
+    """Measure statistics at every iterate of runs that `geomtraj train` recorded.
+
+    What is stored already is not measured again.
+    """
+    chosen = _statistics(statistics, settings)
+    for run in runs:
+        trajectory = Trajectory(run)
+        meta = trajectory.meta
+        if "task" not in meta:
+            raise InputError(f"{run} was not recorded by `geomtraj train`: measure it in Python, with gt.measure.")
+        options = dict(meta["task_options"])
+        if device is not None:
+            options["device"] = device
+        task = tasks.make(meta["task"], **options)
+        problem = task.problem(task.model(meta["seed"]))
+        if workers == 1:
+            results = measure(trajectory, problem, chosen)
+        else:
+            with ProcessPoolExecutor(
+                workers, mp_context=get_context("spawn"), initializer=_share_cores, initargs=(workers,)
+            ) as pool:
+                results = measure(trajectory, problem, chosen, executor=pool)
+        doubtful = sum(m.status != "ok" for m in results.measurements)
+        remark = f", {doubtful} with a remark (see the report)" if doubtful else ""
+        click.echo(f"{run}: {len(results)} results{remark}")
+
+
+@main.command("contrast")
+@RUNS
+@click.option("--statistic", default="r_med", help="Which statistic to compare.")
+@click.option("--at", default="loss", help="Pairing: loss, step or time.")
+@click.option("--out", type=click.Path(path_type=Path), help="CSV file to write.")
+def contrast_command(runs: tuple[Path, ...], statistic: str, at: str, out: Path | None) -> None:
+    """Compare measured runs of different optimizers, seed by seed.
+
+    Runs are grouped by their optimizer, in the order of the arguments; ratios are over the first one.
+    """
+    table = contrast(_groups(runs), statistic=statistic, at=at)
+    if out is not None:
+        table.to_csv(out)
+    click.echo(str(table))
+
+
+@main.command("report")
+@RUNS
+@click.option("--out", type=click.Path(path_type=Path), default=Path("report.html"), help="Page to write.")
+def report_command(runs: tuple[Path, ...], out: Path) -> None:
+    """Write one self-contained page, its figures and its tables about measured runs."""
+    click.echo(f"wrote {report(_groups(runs), path=out)}")
+
+
+@main.command("sweep")
+@task_options
+@click.option("--optimizers", "names", default="adam,sgdm", help="Names of optimizers, with commas.")
+@click.option("--steps", type=int, help="Optimizer steps of each run; the task's default if left out.")
+@click.option("--seeds", default="100,101", help="Seeds of the runs at each learning rate, with commas.")
+@click.option("--runs", "folder", type=click.Path(path_type=Path), required=True, help="Folder of the sweep's runs.")
+@click.option(
+    "--save", type=click.Path(path_type=Path), help="JSON file that keeps the choice; the package's own: package."
+)
+def sweep_command(
+    task_name: str, options: tuple[str, ...], text: Path | None, device: str, names: str, steps: int | None, seeds: str,
+    folder: Path, save: Path | None,
+) -> None:  # fmt: skip
+    """Choose each optimizer's learning rate on a log grid, with the same budget for each."""
+    try:
+        numbers = [int(seed) for seed in seeds.split(",")]
+    except ValueError:
+        raise InputError(f"cannot read --seeds {seeds!r}: write whole numbers with commas, like 100,101.") from None
+    chosen = [name.strip() for name in names.split(",") if name.strip()]
+    target = learning_rates.PATH if save == Path("package") else save
+    task = _task(task_name, options, text, device)
+    for name, found in sweep(task, chosen, None, steps, numbers, path=folder, save=target).items():
+        edge = ", at the edge of the grid" if found.at_edge else ""
+        click.echo(f"{name}: lr {found.lr:g}{edge}")
+        for row in found.rows:
+            click.echo(f"  {row.lr:<10g} " + ("diverged" if row.mean is None else f"evaluation loss {row.mean:.4f}"))
+
+
+@main.command("list")
+def list_command() -> None:
+    """List the tasks, optimizers and statistics there are."""
+    for task in tasks.names():
+        options = ", ".join(f"{k}={v}" for k, v in tasks.make(task).options.items() if v is not None)
+        click.echo(f"task       {task:18} {options}")
+    for optimizer in optimizers.names():
+        click.echo(
+            f"optimizer  {optimizer:18} "
+            + ", ".join(f"{k}={v}" for k, v in optimizers.hyperparameters(optimizer).items())
+        )
+    for name, statistic in REGISTRY.items():
+        click.echo(
+            f"statistic  {name:18} {statistic.title}: "
+            + ", ".join(f"{k}={v}" for k, v in statistic().settings().items())
+        )
+
+
+def _task(name: str, options: Iterable[str], text: Path | None, device: str) -> tasks.Task:
+    given = _pairs(options, "--option") | {"device": device}
+    if text is not None:
+        given["text"] = str(text.resolve())
+    return tasks.make(name, **given)
+
+
+def _pairs(pairs: Iterable[str], flag: str) -> dict[str, Any]:
+    """NAME=VALUE pairs; values as JSON where they are that, else as text."""
+    parsed = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not (name and equals):
+            raise InputError(f"cannot read {flag} {pair!r}: write NAME=VALUE.")
+        try:
+            parsed[name] = json.loads(text)
+        except ValueError:
+            parsed[name] = text
+    return parsed
+
+
+def _statistics(names: str, settings: Iterable[str]) -> list[Statistic]:
+    """The named statistics with the settings written as STATISTIC.SETTING=VALUE."""
+    chosen = {s.name: s for s in resolve([n.strip() for n in names.split(",") if n.strip()])}
+    for target, value in _pairs(settings, "--set").items():
+        name, dot, setting = target.partition(".")
+        if not dot:
+            raise InputError(f"cannot read --set {target!r}: write STATISTIC.SETTING=VALUE, like r_med.samples=128.")
+        if name not in chosen:
+            raise InputError(f"--set {target}: {name!r} is not among the statistics to measure ({', '.join(chosen)}).")
+        chosen[name] = type(chosen[name]).with_settings(chosen[name].settings() | {setting: value})
+    return list(chosen.values())
+
+
+def _groups(runs: Iterable[Path]) -> dict[str, list[Results]]:
+    groups: dict[str, list[Results]] = {}
+    for run in runs:
+        results = Results.load(run)
+        groups.setdefault(str(results.meta.get("optimizer", run.name)), []).append(results)
+    return groups
+
+
+def _share_cores(workers: int) -> None:
+    import torch
+
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))

@@ -1,0 +1,64 @@
+"""Imports go one way, as CONTRIBUTING.md says."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "geomtraj"
+FLOORS = [
+    {"_version", "errors", "isolation", "layout", "seeding"},
+    {"problem"},
+    {"operators"},
+    {"linalg"},
+    {"diagonal"},
+    {"statistics"},
+    {"trajectory"},
+    {"tasks"},
+    {"training"},
+    {"measuring"},
+    {"contrast"},
+    {"report"},
+    {"cli"},
+]
+FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
+APART = {"trajectory": {"problem", "operators", "linalg", "diagonal", "statistics"}, "measuring": {"tasks", "training"}}
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            if node.module == "geomtraj":
+                yield from (f"geomtraj.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def room(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_one_way(path):
+    here = room(path)
+    assert here in FLOOR, f"{here} has no floor: add it here and to CONTRIBUTING.md"
+    for module in imported(path):
+        top, *rest = module.split(".")
+        if top == "geomtraj" and rest:
+            assert FLOOR[rest[0]] <= FLOOR[here], f"{path} imports {module} from above"
+            assert rest[0] not in APART.get(here, ()), f"{path} imports {module}"
+        if top == "matplotlib":
+            assert here == "report"
+        if top == "h5py":
+            assert path == PACKAGE / "trajectory" / "store.py"
+
+
+def test_algorithms_see_only_the_operators_contract():
+    for path in (PACKAGE / "linalg").glob("*.py"):
+        rooms = {m for m in imported(path) if m.startswith("geomtraj.operators")}
+        assert rooms <= {"geomtraj.operators.base"}, path

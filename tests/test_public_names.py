@@ -1,0 +1,44 @@
+import inspect
+
+import geomtraj as gt
+
+SIGNATURES = {
+    "Problem": "model, loss, batches, params=None, mode='eval'",
+    "Hessian": "problem, theta=None",
+    "GGN": "problem, theta=None",
+    "Preconditioned": "operator, scale",
+    "eigsh": "H, k=10, which='LA', tol=0.0001, seed=0",
+    "spectral_density": "H, steps=64, probes=4, seed=0",
+    "trace": "H, probes=32, seed=0",
+    "diagonal": "problem, method='auto', samples=64, seed=0, theta=None",
+    "r_med": "problem, method='auto', seed=0, theta=None",
+    "Recorder": "path, model, optimizer, schedule=None, meta=None",
+    "Trajectory": "path",
+    "measure": "trajectory, problem, statistics=('r_med', 'spectrum'), executor=None, resume=True",
+    "contrast": "groups, statistic='r_med', at='loss'",
+    "report": "groups, path='report.html'",
+    "every": "n",
+    "at": "steps",
+    "log_spaced": "n, total",
+}
+
+
+def positional(function):
+    parameters = inspect.signature(function).parameters.values()
+    shown = []
+    for p in parameters:
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD):
+            shown.append(p.name if p.default is p.empty else f"{p.name}={p.default!r}")
+    return ", ".join(shown)
+
+
+def test_the_promised_names_take_the_promised_arguments():
+    for name, promised in SIGNATURES.items():
+        assert positional(getattr(gt, name)).startswith(promised), name
+
+
+def test_every_public_name_has_a_docstring():
+    for name in gt.__all__:
+        thing = getattr(gt, name)
+        if callable(thing):
+            assert inspect.getdoc(thing), name
