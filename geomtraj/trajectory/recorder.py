@@ -132,8 +132,10 @@ class Recorder:
             self._manifest["status"] = "complete" if exception_type is None else "interrupted"
         self._manifest.update(last_step=self.step, wall_time=self.wall_time)
         # An exception on its way out must not be hidden by a full disk here.
-        with contextlib.suppress(*([TrajectoryError] if exception_type else [])):
+        quiet = (TrajectoryError,) if exception_type else ()
+        with contextlib.suppress(*quiet):
             self._log.close()
+        with contextlib.suppress(*quiet):
             manifest.write_manifest(self.path, self._manifest)
 
     def log(self, **scalars: Any) -> None:
