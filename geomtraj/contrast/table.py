@@ -84,17 +84,21 @@ class Table:
         """The rows that take all places together, one per comparison and label."""
         return [row for row in self.rows if row.at == "all"]
 
-    def to_csv(self, path: str | Path) -> Path:
-        """Writes the rows as CSV, one header line first.
-
-        Raises:
-            TrajectoryError: The file cannot be written.
-        """
+    def csv_text(self) -> str:
+        """The rows as CSV, one header line first."""
         text = io.StringIO()
         writer = csv.DictWriter(text, [f.name for f in fields(Row)], lineterminator="\n")
         writer.writeheader()
         writer.writerows(asdict(row) for row in self.rows)
-        write_bytes(Path(path), text.getvalue().encode())
+        return text.getvalue()
+
+    def to_csv(self, path: str | Path) -> Path:
+        """Writes `csv_text` to a file.
+
+        Raises:
+            TrajectoryError: The file cannot be written.
+        """
+        write_bytes(Path(path), self.csv_text().encode())
         return Path(path)
 
     def to_json(self, path: str | Path | None = None) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def test_against_scipy():
 def test_interval_covers_the_true_ratio_in_95_percent(n):
     rng = np.random.default_rng(n)
     true = 1.7
-    draws = np.log(true) + 0.5 * rng.normal(size=(3000, n))
+    draws = np.log(true) + 0.5 * rng.normal(size=(2000, n))
     held = [s.low <= true <= s.high for s in map(over_seeds, draws)]
     assert 0.93 < np.mean(held) < 0.97
 

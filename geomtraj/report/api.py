@@ -1,0 +1,92 @@
+"""`report`: figures, tables and one HTML page from stored results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from geomtraj.contrast.pairing import check_groups
+from geomtraj.errors import InputError, TrajectoryError
+from geomtraj.measuring.results import Results
+from geomtraj.report import runs
+from geomtraj.report.figures import FIGURES
+from geomtraj.report.material import Drawing, LeftOut, gather
+from geomtraj.report.page import page
+from geomtraj.report.style import plain_style, saved
+from geomtraj.trajectory.files import write_bytes
+
+
+def report(
+    groups: Mapping[str, Sequence[Results]],
+    path: str | Path = "report.html",
+    title: str | None = None,
+    levels: int = 5,
+) -> Path:
+    """One self-contained HTML page, with its figures as PDF and SVG and its tables as CSV in folders beside it.
+
+    The page answers from the data whether the optimizers travelled through different terrain; it goes on without
+    runs that diverged and without statistics that were not measured, and says so. The same results give the same
+    bytes.
+
+    Args:
+        groups: Name of the optimizer -> the results of its runs, one per seed; the first is the one the others are
+            compared with.
+        path: The page; `figures/` and `tables/` are written into its folder, which is made if it is not there.
+        title: Heading of the page.
+        levels: How many losses to compare at.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        InputError: Groups or `levels` of another form, no measurement at all, or a path that cannot be written.
+    """
+    checked = check_groups(groups)
+    if isinstance(levels, bool) or not isinstance(levels, int) or levels < 1:
+        raise InputError(f"levels is {levels!r}: it must be a whole number, 1 or more.")
+    if not isinstance(path, (str, Path)):
+        raise InputError(f"path must be the name of a file such as 'report.html', not {type(path).__name__}.")
+    if not any(len(r) for group in checked.values() for r in group):
+        raise InputError("the results hold no measurement at all: measure the trajectories first, with gt.measure.")
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: name the file of the page, such as {path / 'report.html'}.")
+    _check_writable(path)
+
+    material = gather(checked, levels)
+    drawings: list[tuple[Drawing, bytes]] = []
+    left_out = []
+    with plain_style():
+        for draw in FIGURES:
+            drawing = draw(material)
+            if isinstance(drawing, LeftOut):
+                left_out.append(drawing.reason)
+                continue
+            svg = saved(drawing.figure, "svg")
+            drawing.figure.set_layout_engine("none")  # the places found stay; finding them again takes seconds
+            _write(path.parent / "figures" / f"{drawing.name}.svg", svg)
+            _write(path.parent / "figures" / f"{drawing.name}.pdf", saved(drawing.figure, "pdf"))
+            drawings.append((drawing, svg))
+    tables = path.parent / "tables"
+    for (statistic, at), table in material.tables.items():
+        _write(tables / f"contrast_{statistic}_{at}.csv", table.csv_text().encode())
+    _write(tables / "measurements.csv", runs.measurements_csv(material).encode())
+    _write(tables / "runs.csv", runs.runs_csv(material).encode())
+    _write(path, page(material, drawings, left_out, title or f"Terrain of {' and '.join(checked)}").encode())
+    return path
+
+
+def _check_writable(path: Path) -> None:
+    """Tries the folder before minutes are spent on figures."""
+    probe = path.parent / f".{path.name[:60]}.writable"
+    _write(probe, b"")
+    probe.unlink(missing_ok=True)
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        write_bytes(path, content)
+    except TrajectoryError as error:
+        reason = error.__cause__
+        detail = (reason.strerror if isinstance(reason, OSError) else None) or reason or error
+        raise InputError(f"the report cannot be written to {path.parent} ({detail}): choose another path.") from error

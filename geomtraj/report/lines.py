@@ -1,0 +1,141 @@
+"""A quantity along the trajectories of one optimizer, as lines: mean over seeds, their range, and each measurement."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from geomtraj.contrast.curves import at_level, curve
+from geomtraj.measuring.results import Results
+from geomtraj.report.style import Look, log_axis, step_axis
+
+GRID = 40
+HEADROOM = 3.0  # how far above the highest and below the lowest value an interval may stretch the axis
+
+
+@dataclass(frozen=True)
+class Points:
+    """The measurements of one run that can stand on a log axis, each array of shape (n,)."""
+
+    steps: np.ndarray
+    losses: np.ndarray
+    values: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+    def x(self, over: str) -> np.ndarray:
+        """Step or loss."""
+        return self.losses if over == "loss" else self.steps
+
+
+def points(results: Results, statistic: str, label: str, sign: int = 1) -> Points:
+    """One quantity times `sign` along a run; values that are not finite and positive are left out."""
+    losses = results.losses() if "loss" in results.statistics else {}
+    rows = []
+    for m, q in results.series(statistic, label):
+        low, high = (q.low, q.high) if sign > 0 else (-q.high, -q.low)
+        if math.isfinite(q.value) and sign * q.value > 0:
+            rows.append((m.step, losses.get(m.step, math.nan), sign * q.value, low, high))
+    return Points(*np.array(rows, dtype=np.float64).reshape(-1, 5).T)
+
+
+def mean_over_seeds(runs: list[Results], statistic: str, label: str, sign: int, over: str) -> np.ndarray:
+    """Geometric mean, lowest and highest over the seeds, rows (x, mean, low, high), shape (n, 4).
+
+    Over steps: at those that all runs have. Over the loss: inside the range that all runs cover, by bracketing.
+    """
+    curves = [curve(r, statistic) for r in runs]
+    curves = [c for c in curves if label in c.values]
+    if not curves:
+        return np.empty((0, 4))
+    if over == "step":
+        places = np.array(sorted(set.intersection(*(set(c.steps.tolist()) for c in curves))), dtype=np.float64)
+        read = [[c.values[label][c.steps == x][0] for x in places] for c in curves]
+    else:
+        finite = [c.losses[np.isfinite(c.losses)] for c in curves]
+        high = min((x.max() for x in finite if x.size), default=0.0)
+        low = max((x.min() for x in finite if x.size), default=0.0)
+        if not 0 < low < high or not all(x.size for x in finite):
+            return np.empty((0, 4))
+        places = np.geomspace(high, low, GRID)
+        read = [[at_level(c.losses, c.values[label], x) for x in places] for c in curves]
+    values = sign * np.array(read, dtype=np.float64)
+    good = (np.isfinite(values) & (values > 0)).all(axis=0)
+    values, places = values[:, good], places[good]
+    mean = np.exp(np.log(values).mean(axis=0)) if values.size else places
+    return np.column_stack([places, mean, values.min(axis=0), values.max(axis=0)])
+
+
+def draw_lines(
+    ax: Axes,
+    groups: dict[str, list[Results]],
+    looks: dict[str, Look],
+    statistic: str,
+    label: str,
+    over: str,
+    sign: int = 1,
+) -> int:
+    """Draws a quantity of all groups on a log axis over "step" or "loss".
+
+    Thick line: geometric mean over seeds. Band: their range. Dots: single measurements with their intervals; an
+    interval that leaves the panel ends in an arrow.
+
+    Returns:
+        Number of points drawn.
+    """
+    found = {name: [points(r, statistic, label, sign) for r in runs] for name, runs in groups.items()}
+    drawn = [p for runs in found.values() for p in runs if np.isfinite(p.x(over)).any()]
+    if not drawn or not any(p.values.size for p in drawn):
+        ax.text(0.5, 0.5, "nothing to draw", transform=ax.transAxes, ha="center", color="#777777")
+        ax.set_axis_off()
+        return 0
+    bottom, top = _limits(drawn)
+    for name, runs in groups.items():
+        look = looks[name]
+        mean = mean_over_seeds(runs, statistic, label, sign, over)
+        if len(runs) > 1:
+            ax.fill_between(mean[:, 0], mean[:, 2], mean[:, 3], color=look.colour, alpha=0.16, lw=0)
+        ax.plot(mean[:, 0], mean[:, 1], color=look.colour, ls=look.dashes, lw=1.6, zorder=3)
+        for p in found[name]:
+            _draw_intervals(ax, p, over, look, bottom, top)
+            ax.plot(p.x(over), p.values, ".", color=look.colour, ms=3, mew=0, alpha=0.7, zorder=2)
+    log_axis(ax, "y", bottom, top)
+    if over == "loss":
+        losses = np.concatenate([p.losses[np.isfinite(p.losses)] for p in drawn])
+        loss_axis(ax, losses)
+    else:
+        step_axis(ax, np.concatenate([p.steps for p in drawn]))
+    return sum(p.values.size for p in drawn)
+
+
+def loss_axis(ax: Axes, losses: np.ndarray) -> None:
+    """The evaluation loss, falling from left to right as training goes on."""
+    ax.set_xlabel("evaluation loss (falling)")
+    if (losses > 0).all():
+        margin = max((losses.max() / losses.min()) ** 0.04, 1.001)
+        log_axis(ax, "x", float(losses.min() / margin), float(losses.max() * margin))
+    ax.invert_xaxis()
+
+
+def _limits(drawn: list[Points]) -> tuple[float, float]:
+    values = np.concatenate([p.values for p in drawn])
+    lows = np.concatenate([p.low for p in drawn])
+    highs = np.concatenate([p.high for p in drawn])
+    lows, highs = lows[np.isfinite(lows) & (lows > 0)], highs[np.isfinite(highs)]
+    bottom = max(min(values.min(), lows.min(initial=np.inf)), values.min() / HEADROOM)
+    top = min(max(values.max(), highs.max(initial=0.0)), values.max() * HEADROOM)
+    margin = max((top / bottom) ** 0.06, 1.05)
+    return float(bottom / margin), float(top * margin)
+
+
+def _draw_intervals(ax: Axes, p: Points, over: str, look: Look, bottom: float, top: float) -> None:
+    x, known = p.x(over), ~(np.isnan(p.low) | np.isnan(p.high)) & (p.high > p.low)
+    low, high = np.maximum(p.low, bottom), np.minimum(p.high, top)
+    ax.vlines(x[known], low[known], high[known], color=look.colour, lw=0.7, alpha=0.45, zorder=1)
+    for beyond, marker, end in ((p.high > top, "^", top), (p.low < bottom, "v", bottom)):
+        arrows = known & beyond & np.isfinite(x)
+        if arrows.any():
+            ax.plot(x[arrows], np.full(arrows.sum(), end), marker, color=look.colour, ms=3.5, mew=0, clip_on=False)

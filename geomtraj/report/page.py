@@ -1,0 +1,94 @@
+"""The page: everything of a report in one HTML file, all text from users escaped."""
+
+from __future__ import annotations
+
+import base64
+import math
+from importlib import resources
+
+import jinja2
+
+from geomtraj._version import __version__
+from geomtraj.contrast import Row, Table
+from geomtraj.report import runs, summary
+from geomtraj.report.material import Drawing, Material
+from geomtraj.report.style import number
+
+TEMPLATE = "page.html.j2"
+
+
+def page(material: Material, drawings: list[tuple[Drawing, bytes]], left_out: list[str], title: str) -> str:
+    """The HTML text.
+
+    Args:
+        material: The runs and their contrasts.
+        drawings: The figures with their SVG, in the order of the page.
+        left_out: Why figures are missing, one sentence each.
+        title: Heading of the page.
+    """
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(number=number, interval=interval)
+    template = environment.from_string(resources.files("geomtraj.report").joinpath(TEMPLATE).read_text("utf-8"))
+    html = template.render(
+        title=title,
+        names=list(material.everything),
+        answers=summary.answers(material),
+        no_answer=_no_answer(material),
+        precision=summary.precision(material),
+        figures=[(d, base64.b64encode(svg).decode("ascii")) for d, svg in drawings],
+        tables=_tables(material),
+        others=_others(material),
+        problems=[*runs.problems(material), *left_out],
+        run_columns=runs.RUN_COLUMNS.split(", "),
+        run_rows=runs.runs_table(material),
+        cost=runs.cost(material),
+        provenance=runs.provenance(material),
+        configs=runs.configs(material),
+        version=__version__,
+    )
+    return html.replace(" %", "\N{NO-BREAK SPACE}%")
+
+
+def _no_answer(material: Material) -> str:
+    """Why the question cannot be answered, where it cannot; empty otherwise."""
+    if ("r_med", "loss") in material.tables:
+        return ""
+    if len(material.everything) < 2:
+        return f"There is one optimizer only, {next(iter(material.everything))}: nothing can be contrasted."
+    reason = material.missing["r_med", "loss"]
+    return f"It cannot be answered from these runs: {reason}"
+
+
+def _tables(material: Material) -> list[tuple[str, list[tuple[Row, Row | None]]]]:
+    """R_med's ratios by comparison: each block's row at equal loss and its row at the same step."""
+    main = material.tables.get(("r_med", "loss")) or material.tables.get(("r_med", "step"))
+    if main is None:
+        return []
+    at_step = _by_name(material.tables.get(("r_med", "step")))
+    at_loss = _by_name(material.tables.get(("r_med", "loss")))
+    found: dict[str, list] = {}
+    for row in main.overall():
+        key = (row.numerator, row.denominator, row.label)
+        found.setdefault(f"{row.numerator} / {row.denominator}", []).append((at_loss.get(key), at_step.get(key)))
+    return list(found.items())
+
+
+def _by_name(table: Table | None) -> dict[tuple[str, str, str], Row]:
+    return {(r.numerator, r.denominator, r.label): r for r in table.overall()} if table else {}
+
+
+def _others(material: Material) -> list[tuple[str, Row]]:
+    """Ratios at equal loss of the other statistics."""
+    return [
+        (statistic, row)
+        for (statistic, at), table in material.tables.items()
+        if at == "loss" and statistic != "r_med"
+        for row in table.overall()
+    ]
+
+
+def interval(row: Row) -> str:
+    """A row's interval as text; a dash where there is none."""
+    return "–" if math.isnan(row.low) else f"{number(row.low)} to {number(row.high)}"

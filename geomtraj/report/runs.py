@@ -1,0 +1,176 @@
+"""What was run, what it cost, and what failed or was left out."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections import Counter
+from typing import Any
+
+from geomtraj.contrast.pairing import run_name
+from geomtraj.measuring.results import Results
+from geomtraj.report.material import Material
+from geomtraj.report.style import number
+
+RUN_COLUMNS = "group, seed, task, lr, status, last step, iterates, last loss, training (s), products, measuring (s)"
+MEASUREMENT_COLUMNS = (
+    "group, run, seed, path, step, wall_time, loss, statistic, label, value, low, high, status, matvecs, seconds"
+)
+
+
+def runs_table(material: Material) -> list[list[str]]:
+    """One row per run, in the columns of `RUN_COLUMNS`; a dash where something is not known."""
+    rows = []
+    for group, runs in material.everything.items():
+        for r in runs:
+            losses = [x for x in (r.losses() if "loss" in r.statistics else {}).values() if math.isfinite(x)]
+            times = [m.wall_time for m in r.measurements if math.isfinite(m.wall_time)]
+            products = sum(m.matvecs for m in r.measurements)
+            rows.append(
+                [
+                    group,
+                    *(_cell(r.meta.get(key)) for key in ("seed", "task", "lr")),
+                    _cell(r.manifest.get("status")),
+                    _cell(max(r.steps, default=None)),
+                    str(len(r.steps)),
+                    _cell(losses[-1] if losses else None),
+                    _cell(max(times, default=None)),
+                    f"{products:,}".replace(",", " "),
+                    _cell(sum(m.seconds for m in r.measurements)),
+                ]
+            )
+    return rows
+
+
+def cost(material: Material) -> str:
+    """Hessian-vector products and seconds of all measurements, by statistic."""
+    measured = [m for runs in material.everything.values() for r in runs for m in r.measurements]
+    by_statistic = {
+        name: (
+            sum(m.matvecs for m in measured if m.statistic == name),
+            sum(m.seconds for m in measured if m.statistic == name),
+        )
+        for name in sorted({m.statistic for m in measured})
+    }
+    total = f"{sum(m.matvecs for m in measured):,}".replace(",", " ")
+    parts = [f"{name} {products} in {number(seconds)} s" for name, (products, seconds) in by_statistic.items()]
+    return f"Measuring took {total} Hessian-vector products and {number(sum(m.seconds for m in measured))} s in all" + (
+        f" ({'; '.join(parts)})." if parts else "."
+    )
+
+
+def provenance(material: Material) -> list[dict[str, str]]:
+    """Commands, versions, devices, commits: one entry per kind of session, with the runs it stands behind."""
+    found: dict[str, tuple[dict[str, str], list[str]]] = {}
+    for group, runs in material.everything.items():
+        for i, r in enumerate(runs):
+            for session in r.manifest.get("sessions") or [{}]:
+                versions = session.get("versions") or {}
+                entry = {
+                    "command": _cell(session.get("command")),
+                    "versions": ", ".join(f"{k} {v}" for k, v in versions.items()) or "–",
+                    "device": _cell(session.get("device")),
+                    "platform": _cell(session.get("platform")),
+                    "git commit": _cell(session.get("git_commit"))[:12],
+                }
+                names = found.setdefault(json.dumps(entry), (entry, []))[1]
+                name = run_name(group, r, i)
+                if name not in names:
+                    names.append(name)
+    return [{"runs": ", ".join(names), **entry} for entry, names in found.values()]
+
+
+def configs(material: Material) -> list[tuple[str, str]]:
+    """The whole `meta` of each run that has one, as JSON text."""
+    return [
+        (run_name(group, r, i), json.dumps(r.meta, sort_keys=True, ensure_ascii=False))
+        for group, runs in material.everything.items()
+        for i, r in enumerate(runs)
+        if r.meta
+    ]
+
+
+def problems(material: Material) -> list[str]:
+    """What diverged, failed or is doubtful, and what contrasts left out; one sentence each."""
+    texts = []
+    for group, runs in material.everything.items():
+        for i, r in enumerate(runs):
+            name, status = run_name(group, r, i), r.manifest.get("status")
+            if r.diverged:
+                at = r.manifest.get("diverged_at")
+                when = "" if at is None else f" at step {at}"
+                texts.append(f"{name} ({r.path.name}) diverged{when}: it is left out of all figures and ratios.")
+            elif status not in (None, "complete"):
+                texts.append(f"{name} ({r.path.name}) has status “{status}”: it may have stopped early.")
+        texts += _doubtful(group, runs)
+    return [*texts, *_of_contrasts(material)]
+
+
+def _doubtful(group: str, runs: list[Results]) -> list[str]:
+    """Measurements whose status is not "ok", counted by statistic, the first reason as an example."""
+    texts = []
+    for statistic in dict.fromkeys(s for r in runs for s in r.statistics):
+        measured = [(run_name(group, r, i), m) for i, r in enumerate(runs) for m in r.measurements]
+        measured = [(name, m) for name, m in measured if m.statistic == statistic]
+        bad = [(name, m) for name, m in measured if m.status != "ok"]
+        if bad:
+            name, first = bad[0]
+            reason = first.status if len(first.status) < 200 else first.status[:200] + "…"
+            texts.append(
+                f"{group}: {len(bad)} of {len(measured)} measurements of {statistic} carry a remark, the first at step "
+                f"{first.step} of {name}: {reason.rstrip('.')}."
+            )
+    return texts
+
+
+def _of_contrasts(material: Material) -> list[str]:
+    """What contrasts left out, each remark once, with the contrasts that it stands for."""
+    remarks: dict[str, dict[str, list[str]]] = {}
+    for (statistic, at), table in material.tables.items():
+        left_out = Counter(r.status for r in table.overall() if "left out" in r.status or "no pair" in r.status)
+        for text in [
+            *(note for note in table.notes if "training diverged" not in note),
+            *(f"{n} of {len(table.overall())} ratios: {status}." for status, n in left_out.items()),
+        ]:
+            remarks.setdefault(text, {}).setdefault(at, []).append(statistic)
+    if len(material.everything) > 1:
+        for (statistic, at), reason in material.missing.items():
+            remarks.setdefault(reason, {}).setdefault(at, []).append(statistic)
+    where = {"loss": "at equal loss", "step": "at the same step"}
+    texts = []
+    for text, places in remarks.items():
+        named = [f"{where[at]} ({', '.join(names)})" for at, names in places.items()]
+        texts.append(f"Ratios {' and '.join(named)}: {text}")
+    return texts
+
+
+def measurements_csv(material: Material) -> str:
+    """Every measured number of every run, one line each."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(MEASUREMENT_COLUMNS.split(", "))
+    for group, runs in material.everything.items():
+        for i, r in enumerate(runs):
+            losses = r.losses() if "loss" in r.statistics else {}
+            for m in r.measurements:
+                head = [group, i + 1, r.meta.get("seed", ""), r.path, m.step, m.wall_time, losses.get(m.step, "")]
+                tail = [m.status, m.matvecs, m.seconds]
+                for label, q in m.quantities.items() or [("", None)]:
+                    values = ["", "", ""] if q is None else [q.value, q.low, q.high]
+                    writer.writerow([*head, m.statistic, label, *values, *tail])
+    return text.getvalue()
+
+
+def runs_csv(material: Material) -> str:
+    """The table of runs as CSV."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([RUN_COLUMNS.split(", "), *runs_table(material)])
+    return text.getvalue()
+
+
+def _cell(value: Any) -> str:
+    if value is None or value == "":
+        return "–"
+    return number(value, 4) if isinstance(value, float) else str(value)
