@@ -6,12 +6,13 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import click
+import torch
 
 from geomtraj import tasks
 from geomtraj._version import __version__
@@ -114,26 +115,18 @@ def measure_command(
     What is stored already is not measured again.
     """
     chosen = _statistics(statistics, settings)
-    for run in runs:
-        trajectory = Trajectory(run)
-        meta = trajectory.meta
-        if "task" not in meta:
-            raise InputError(f"{run} was not recorded by `geomtraj train`: measure it in Python, with gt.measure.")
-        options = dict(meta["task_options"])
-        if device is not None:
-            options["device"] = device
-        task = tasks.make(meta["task"], **options)
-        problem = task.problem(task.model(meta["seed"]))
-        if workers == 1:
-            results = measure(trajectory, problem, chosen)
-        else:
-            with ProcessPoolExecutor(
-                workers, mp_context=get_context("spawn"), initializer=_share_cores, initargs=(workers,)
-            ) as pool:
-                results = measure(trajectory, problem, chosen, executor=pool)
-        doubtful = sum(m.status != "ok" for m in results.measurements)
-        remark = f", {doubtful} with a remark (see the report)" if doubtful else ""
-        click.echo(f"{run}: {len(results)} results{remark}")
+    with _pool(workers) as executor:
+        for run in runs:
+            trajectory = Trajectory(run)
+            meta = trajectory.meta
+            if "task" not in meta:
+                raise InputError(f"{run} was not recorded by `geomtraj train`: measure it in Python, with gt.measure.")
+            options = meta["task_options"] if device is None else meta["task_options"] | {"device": device}
+            task = tasks.make(meta["task"], **options)
+            results = measure(trajectory, task.problem(task.model(meta["seed"])), chosen, executor)
+            doubtful = sum(m.status != "ok" for m in results.measurements)
+            remark = f", {doubtful} with a remark (see the report)" if doubtful else ""
+            click.echo(f"{run}: {len(results)} results{remark}")
 
 
 @main.command("contrast")
@@ -248,7 +241,13 @@ def _groups(runs: Iterable[Path]) -> dict[str, list[Results]]:
     return groups
 
 
-def _share_cores(workers: int) -> None:
-    import torch
+def _pool(workers: int) -> AbstractContextManager[Executor | None]:
+    """Processes that share the cores evenly; none for one worker."""
+    if workers == 1:
+        return nullcontext()
+    return ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(max(1, cores() // workers),))
 
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+
+def cores() -> int:
+    """Number of processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -20,6 +20,7 @@ FLOORS = [
     {"contrast"},
     {"report"},
     {"cli"},
+    {"__main__"},
 ]
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 APART = {"trajectory": {"problem", "operators", "linalg", "diagonal", "statistics"}, "measuring": {"tasks", "training"}}

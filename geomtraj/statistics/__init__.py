@@ -47,7 +47,16 @@ def resolve(statistics: Iterable[str | Statistic]) -> list[Statistic]:
 
 
 __all__ = [
-    "REGISTRY", "Loss", "MedianConditionRatio", "Outcome", "Point", "Quantity", "RMed", "Spectrum", "Statistic",
+    "REGISTRY",
+    "Loss",
+    "MedianConditionRatio",
+    "Outcome",
+    "Point",
+    "Quantity",
+    "RMed",
+    "Spectrum",
+    "Statistic",
     "Trace",
-    "r_med", "resolve",
+    "r_med",
+    "resolve",
 ]
