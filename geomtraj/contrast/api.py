@@ -58,7 +58,7 @@ def contrast(
             continue
         pairs, remarks = pair_up(usable[first], usable[other])
         meeting = PAIRINGS[at](pairs, levels)
-        notes += [*remarks, *meeting.notes]
+        notes += [*(f"{other} / {first}: {remark}" for remark in remarks), *meeting.notes]
         if meeting.pairs:
             rows += _rows(meeting, at, numerator=other, denominator=first)
             runs = [run for pair in meeting.pairs for run in pair]

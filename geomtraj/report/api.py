@@ -10,8 +10,8 @@ from geomtraj.errors import InputError, TrajectoryError
 from geomtraj.measuring.results import Results
 from geomtraj.report import runs
 from geomtraj.report.figures import FIGURES
-from geomtraj.report.material import Drawing, LeftOut, gather
-from geomtraj.report.page import page
+from geomtraj.report.material import Drawing, LeftOut, gather, listed
+from geomtraj.report.page import contrast_file, page
 from geomtraj.report.style import plain_style, saved
 from geomtraj.trajectory.files import write_bytes
 
@@ -69,10 +69,10 @@ def report(
             drawings.append((drawing, svg))
     tables = path.parent / "tables"
     for (statistic, at), table in material.tables.items():
-        _write(tables / f"contrast_{statistic}_{at}.csv", table.csv_text().encode())
+        _write(tables / contrast_file(statistic, at), table.csv_text().encode())
     _write(tables / "measurements.csv", runs.measurements_csv(material).encode())
     _write(tables / "runs.csv", runs.runs_csv(material).encode())
-    _write(path, page(material, drawings, left_out, title or f"Terrain of {' and '.join(checked)}").encode())
+    _write(path, page(material, drawings, left_out, title or f"Terrain of {listed(checked)}").encode())
     return path
 
 

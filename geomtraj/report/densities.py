@@ -42,7 +42,7 @@ def draw(material: Material) -> Drawing | LeftOut:
             np.arcsinh(nodes.min() / linear) - 4 * KERNEL, np.arcsinh(nodes.max() / linear) + 4 * KERNEL, POINTS
         )
     )
-    columns = min(len(groups), COLUMNS)
+    columns = 2 if len(groups) == 4 else min(len(groups), COLUMNS)
     rows = -(-len(groups) // columns)
     figure = Figure(figsize=(WIDTH, 0.3 + 3.0 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)

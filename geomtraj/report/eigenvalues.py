@@ -5,7 +5,7 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from geomtraj.measuring.results import Results
-from geomtraj.report.lines import draw_lines
+from geomtraj.report.lines import draw_lines, key
 from geomtraj.report.material import Drawing, LeftOut, Material, not_measured, seeds_text
 from geomtraj.report.style import WIDTH, group_legend
 
@@ -28,8 +28,7 @@ def draw(material: Material) -> Drawing | LeftOut:
     group_legend(figure, {name: material.looks[name] for name in groups})
     caption = (
         f"Largest eigenvalue of the Hessian (top) and minus the smallest (bottom) along the trajectories, "
-        f"{seeds_text(groups)} (line: geometric mean over seeds; band: their range; dots: single iterates with the "
-        f"residual norm as interval){_doubts(groups)}."
+        f"{seeds_text(groups)} ({key(groups, 'the residual norm as interval')}){_doubts(groups)}."
     )
     return Drawing("eigenvalues", TITLE, caption, figure)
 

@@ -69,6 +69,13 @@ def mean_over_seeds(runs: list[Results], statistic: str, label: str, sign: int, 
     return np.column_stack([places, mean, values.min(axis=0), values.max(axis=0)])
 
 
+def key(groups: dict[str, list[Results]], interval: str = "95 % intervals") -> str:
+    """What lines, bands and dots of `draw_lines` mean, for a caption."""
+    several = max(map(len, groups.values())) > 1
+    lines = "line: geometric mean over seeds; band: their range; " if several else ""
+    return f"{lines}dots: single measurements with {interval}, an arrow where an interval leaves the panel"
+
+
 def draw_lines(
     ax: Axes,
     groups: dict[str, list[Results]],
@@ -134,7 +141,7 @@ def _limits(drawn: list[Points]) -> tuple[float, float]:
 def _draw_intervals(ax: Axes, p: Points, over: str, look: Look, bottom: float, top: float) -> None:
     x, known = p.x(over), ~(np.isnan(p.low) | np.isnan(p.high)) & (p.high > p.low)
     low, high = np.maximum(p.low, bottom), np.minimum(p.high, top)
-    ax.vlines(x[known], low[known], high[known], color=look.colour, lw=0.7, alpha=0.45, zorder=1)
+    ax.vlines(x[known], low[known], high[known], color=look.colour, lw=0.7, alpha=0.4, zorder=1)
     for beyond, marker, end in ((p.high > top, "^", top), (p.low < bottom, "v", bottom)):
         arrows = known & beyond & np.isfinite(x)
         if arrows.any():

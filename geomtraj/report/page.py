@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import re
 from importlib import resources
 
 import jinja2
@@ -40,6 +41,7 @@ def page(material: Material, drawings: list[tuple[Drawing, bytes]], left_out: li
         figures=[(d, base64.b64encode(svg).decode("ascii")) for d, svg in drawings],
         tables=_tables(material),
         others=_others(material),
+        contrast_files=[contrast_file(s, at) for s, at in material.tables],
         problems=[*runs.problems(material), *left_out],
         run_columns=runs.RUN_COLUMNS.split(", "),
         run_rows=runs.runs_table(material),
@@ -87,6 +89,11 @@ def _others(material: Material) -> list[tuple[str, Row]]:
         if at == "loss" and statistic != "r_med"
         for row in table.overall()
     ]
+
+
+def contrast_file(statistic: str, at: str) -> str:
+    """Name of the CSV file of one contrast."""
+    return f"contrast_{re.sub(r'[^0-9A-Za-z_.-]+', '_', statistic)}_{at}.csv"
 
 
 def interval(row: Row) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from geomtraj.report.lines import draw_lines
+from geomtraj.report.lines import draw_lines, key
 from geomtraj.report.material import ALL, Drawing, LeftOut, Material, listed, not_measured, seeds_text
 from geomtraj.report.style import WIDTH, group_legend, short
 
@@ -45,11 +45,9 @@ def _draw(material: Material, over: str) -> Drawing | LeftOut:
         if i % COLUMNS == 0:
             ax.set_ylabel("R_med")
     group_legend(figure, {name: material.looks[name] for name in groups})
-    what = "over the seeds all cover" if over == "loss" else "over seeds"
     caption = (
         f"R_med = max|diag H| / median|diag H| of each layer against {'the evaluation ' * (over == 'loss')}{over}, "
-        f"{seeds_text(groups)} (line: geometric mean {what}; band: their range; dots: single measurements with 95 % "
-        "intervals, an arrow where an interval leaves the panel)"
+        f"{seeds_text(groups)} ({key(groups)})"
     )
     if omitted:
         caption += f"; left out here, and in tables/measurements.csv all the same: {listed(omitted)}"

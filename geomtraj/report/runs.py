@@ -112,7 +112,7 @@ def _doubtful(group: str, runs: list[Results]) -> list[str]:
     """Measurements whose status is not "ok", counted by statistic, the first reason as an example."""
     texts = []
     for statistic in dict.fromkeys(s for r in runs for s in r.statistics):
-        measured = [(run_name(group, r, i), m) for i, r in enumerate(runs) for m in r.measurements]
+        measured = [(run_name(group, r, i), m) for i, r in enumerate(runs) if not r.diverged for m in r.measurements]
         measured = [(name, m) for name, m in measured if m.statistic == statistic]
         bad = [(name, m) for name, m in measured if m.status != "ok"]
         if bad:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from geomtraj.report.lines import draw_lines
+from geomtraj.report.lines import draw_lines, key
 from geomtraj.report.material import Drawing, LeftOut, Material, not_measured, seeds_text
 from geomtraj.report.style import WIDTH, group_legend
 
@@ -25,9 +25,7 @@ def draw(material: Material) -> Drawing | LeftOut:
     group_legend(figure, {name: material.looks[name] for name in groups})
     series = [q for runs in groups.values() for r in runs for _, q in r.series("trace", "trace")]
     hidden = sum(q.value <= 0 for q in series)
-    caption = (
-        f"Trace of the Hessian along the trajectories, {seeds_text(groups)} (line: geometric mean over seeds; band: "
-        "their range; dots: single measurements with 95 % intervals)"
-        + (f"; {hidden} of {len(series)} values are not positive and are not drawn." if hidden else ".")
+    caption = f"Trace of the Hessian along the trajectories, {seeds_text(groups)} ({key(groups)})" + (
+        f"; {hidden} of {len(series)} values are not positive and are not drawn." if hidden else "."
     )
     return Drawing("trace", TITLE, caption, figure)
