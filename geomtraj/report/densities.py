@@ -16,7 +16,7 @@ from geomtraj.report.style import EARLY_TO_LATE, WIDTH, legend, number, short
 TITLE = "Spectral densities along the trajectory"
 COLUMNS = 3
 DECADES = 3  # the axis is linear below the largest |eigenvalue| times 10^-DECADES, logarithmic above
-KERNEL = 0.15  # standard deviation of the smoothing kernel in units of asinh(lambda / linear width)
+KERNEL = 0.25  # standard deviation of the smoothing kernel in units of asinh(lambda / linear width)
 POINTS = 500
 
 

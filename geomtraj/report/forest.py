@@ -21,7 +21,10 @@ def draw(material: Material) -> Drawing | LeftOut:
     if not tables:
         return LeftOut(f"The figure “{TITLE}” is left out: {material.missing['r_med', 'loss']}")
     rows = [row for table in tables.values() for row in table.overall()]
-    labels = list(dict.fromkeys(row.label for row in rows))
+    labels = list(dict.fromkeys(row.label for row in rows if row.n))
+    nowhere = list(dict.fromkeys(row.label for row in rows if row.label not in labels))
+    if not labels:
+        return LeftOut(f"The figure “{TITLE}” is left out: no ratio of R_med is finite.")
     blocks = [label for label in labels if label != ALL]
     kept = set(material.matrices_first(blocks)[:MOST])
     shown = [label for label in blocks if label in kept] + [ALL] * (ALL in labels)
@@ -45,10 +48,12 @@ def draw(material: Material) -> Drawing | LeftOut:
         ncols=min(4, len(comparisons)),
     )
     omitted = [label for label in blocks if label not in kept]
-    caption = _caption(rows, comparisons) + (
-        f"; left out here, and in tables/contrast_r_med_loss.csv all the same: {listed(omitted)}." if omitted else "."
-    )
-    return Drawing("contrast", TITLE, caption, figure)
+    caption = _caption(rows, comparisons)
+    if nowhere:
+        caption += f"; without a finite ratio: {listed(nowhere)}"
+    if omitted:
+        caption += f"; left out here, and in tables/contrast_r_med_loss.csv all the same: {listed(omitted)}"
+    return Drawing("contrast", TITLE, caption + ".", figure)
 
 
 def _panel(ax: Axes, table: Table, shown: list[str], comparisons: list[tuple[str, str]], material: Material) -> None:

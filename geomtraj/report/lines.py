@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.path import Path
 
 from geomtraj.contrast.curves import at_level, curve
 from geomtraj.measuring.results import Results
@@ -14,6 +16,8 @@ from geomtraj.report.style import Look, log_axis, step_axis
 
 GRID = 40
 HEADROOM = 3.0  # how far above the highest and below the lowest value an interval may stretch the axis
+UP = Path([(0, 0), (0, 0.5), (-0.12, 0.36), (0, 0.5), (0.12, 0.36)], [1, 2, 1, 2, 2])
+DOWN = Path(-UP.vertices, UP.codes)
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ def key(groups: dict[str, list[Results]], interval: str = "95 % intervals") -> s
     """What lines, bands and dots of `draw_lines` mean, for a caption."""
     several = max(map(len, groups.values())) > 1
     lines = "line: geometric mean over seeds; band: their range; " if several else ""
-    return f"{lines}dots: single measurements with {interval}, an arrow where an interval leaves the panel"
+    return f"{lines}dots: single measurements with {interval}, an arrow in place of an end outside the panel"
 
 
 def draw_lines(
@@ -87,8 +91,7 @@ def draw_lines(
 ) -> int:
     """Draws a quantity of all groups on a log axis over "step" or "loss".
 
-    Thick line: geometric mean over seeds. Band: their range. Dots: single measurements with their intervals; an
-    interval that leaves the panel ends in an arrow.
+    Thick line: geometric mean over seeds. Band: their range. Dots: single measurements with their intervals.
 
     Returns:
         Number of points drawn.
@@ -96,7 +99,7 @@ def draw_lines(
     found = {name: [points(r, statistic, label, sign) for r in runs] for name, runs in groups.items()}
     drawn = [p for runs in found.values() for p in runs if np.isfinite(p.x(over)).any()]
     if not drawn or not any(p.values.size for p in drawn):
-        ax.text(0.5, 0.5, "nothing to draw", transform=ax.transAxes, ha="center", color="#777777")
+        ax.text(0.5, 0.5, "no finite positive value", transform=ax.transAxes, ha="center", color="#777777")
         ax.set_axis_off()
         return 0
     bottom, top = _limits(drawn)
@@ -128,21 +131,20 @@ def loss_axis(ax: Axes, losses: np.ndarray) -> None:
 
 
 def _limits(drawn: list[Points]) -> tuple[float, float]:
+    """Where the axis ends: at the values, or at the ends of intervals that lie not too far beyond them."""
     values = np.concatenate([p.values for p in drawn])
-    lows = np.concatenate([p.low for p in drawn])
-    highs = np.concatenate([p.high for p in drawn])
-    lows, highs = lows[np.isfinite(lows) & (lows > 0)], highs[np.isfinite(highs)]
-    bottom = max(min(values.min(), lows.min(initial=np.inf)), values.min() / HEADROOM)
-    top = min(max(values.max(), highs.max(initial=0.0)), values.max() * HEADROOM)
-    margin = max((top / bottom) ** 0.06, 1.05)
-    return float(bottom / margin), float(top * margin)
+    ends = np.concatenate([x for p in drawn for x in (p.low, p.high)])
+    lowest, highest = values.min() / HEADROOM, values.max() * HEADROOM
+    shown = np.concatenate([values, ends[(ends >= lowest) & (ends <= highest)]])
+    margin = max((shown.max() / shown.min()) ** 0.06, 1.05)
+    return float(shown.min() / margin), float(shown.max() * margin)
 
 
 def _draw_intervals(ax: Axes, p: Points, over: str, look: Look, bottom: float, top: float) -> None:
-    x, known = p.x(over), ~(np.isnan(p.low) | np.isnan(p.high)) & (p.high > p.low)
-    low, high = np.maximum(p.low, bottom), np.minimum(p.high, top)
-    ax.vlines(x[known], low[known], high[known], color=look.colour, lw=0.7, alpha=0.4, zorder=1)
-    for beyond, marker, end in ((p.high > top, "^", top), (p.low < bottom, "v", bottom)):
-        arrows = known & beyond & np.isfinite(x)
-        if arrows.any():
-            ax.plot(x[arrows], np.full(arrows.sum(), end), marker, color=look.colour, ms=3.5, mew=0, clip_on=False)
+    """Each known interval as a line; a short arrow in place of an end outside the panel."""
+    known = np.isfinite(p.x(over)) & ~(np.isnan(p.low) | np.isnan(p.high)) & (p.high > p.low)
+    x, values, low, high = p.x(over)[known], p.values[known], p.low[known], p.high[known]
+    style: dict[str, Any] = {"color": look.colour, "alpha": 0.4, "zorder": 1}
+    ax.vlines(x, np.where(low < bottom, values, low), np.where(high > top, values, high), lw=0.7, **style)
+    for beyond, marker in ((high > top, UP), (low < bottom, DOWN)):
+        ax.plot(x[beyond], values[beyond], ls="", marker=marker, ms=11, mfc="none", mew=0.6, **style)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from geomtraj.report.lines import draw_lines, key
+from geomtraj.report.lines import draw_lines, key, points
 from geomtraj.report.material import ALL, Drawing, LeftOut, Material, listed, not_measured, seeds_text
 from geomtraj.report.style import WIDTH, group_legend, short
 
@@ -29,7 +29,11 @@ def _draw(material: Material, over: str) -> Drawing | LeftOut:
         return not_measured("r_med", title)
     if over == "loss" and not material.measured("loss"):
         return not_measured("loss", title)
-    labels = material.labels("r_med")
+    runs = [r for group in groups.values() for r in group]
+    labels = [n for n in material.labels("r_med") if any(points(r, "r_med", n).values.size for r in runs)]
+    nowhere = [n for n in material.labels("r_med") if n not in labels]
+    if not labels:
+        return LeftOut(f"The figure “{title}” is left out: R_med is infinite or missing at every iterate.")
     shown, omitted = choose(material, labels)
     rows = -(-len(shown) // COLUMNS)
     figure = Figure(figsize=(WIDTH, 0.55 + 1.85 * rows), layout="constrained")
@@ -49,6 +53,8 @@ def _draw(material: Material, over: str) -> Drawing | LeftOut:
         f"R_med = max|diag H| / median|diag H| of each layer against {'the evaluation ' * (over == 'loss')}{over}, "
         f"{seeds_text(groups)} ({key(groups)})"
     )
+    if nowhere:
+        caption += f"; infinite or missing at every iterate: {listed(nowhere)}"
     if omitted:
         caption += f"; left out here, and in tables/measurements.csv all the same: {listed(omitted)}"
     return Drawing(f"r_med_{over}", title, caption + ".", figure)

@@ -6,12 +6,11 @@ import csv
 import io
 import json
 import math
-from collections import Counter
 from typing import Any
 
 from geomtraj.contrast.pairing import run_name
 from geomtraj.measuring.results import Results
-from geomtraj.report.material import Material
+from geomtraj.report.material import Material, listed
 from geomtraj.report.style import number
 
 RUN_COLUMNS = "group, seed, task, lr, status, last step, iterates, last loss, training (s), products, measuring (s)"
@@ -117,7 +116,8 @@ def _doubtful(group: str, runs: list[Results]) -> list[str]:
         bad = [(name, m) for name, m in measured if m.status != "ok"]
         if bad:
             name, first = bad[0]
-            reason = first.status if len(first.status) < 200 else first.status[:200] + "…"
+            reasons = first.status.split("; ")
+            reason = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")
             texts.append(
                 f"{group}: {len(bad)} of {len(measured)} measurements of {statistic} carry a remark, the first at step "
                 f"{first.step} of {name}: {reason.rstrip('.')}."
@@ -129,10 +129,13 @@ def _of_contrasts(material: Material) -> list[str]:
     """What contrasts left out, each remark once, with the contrasts that it stands for."""
     remarks: dict[str, dict[str, list[str]]] = {}
     for (statistic, at), table in material.tables.items():
-        left_out = Counter(r.status for r in table.overall() if "left out" in r.status or "no pair" in r.status)
+        unusual: dict[tuple[str, str], list[str]] = {}
+        for row in table.overall():
+            if "left out" in row.status or "no pair" in row.status:
+                unusual.setdefault((f"{row.numerator} / {row.denominator}", row.status), []).append(row.label)
         for text in [
             *(note for note in table.notes if "training diverged" not in note),
-            *(f"{n} of {len(table.overall())} ratios: {status}." for status, n in left_out.items()),
+            *(f"{names}, {listed(labels)}: {status}." for (names, status), labels in unusual.items()),
         ]:
             remarks.setdefault(text, {}).setdefault(at, []).append(statistic)
     if len(material.everything) > 1:

@@ -12,6 +12,7 @@ from geomtraj.report import densities, eigenvalues, forest, losses, r_med_curves
 from geomtraj.report.figures import FIGURES
 from geomtraj.report.lines import mean_over_seeds, points
 from geomtraj.report.material import Drawing, LeftOut, gather, listed, seeds_text
+from geomtraj.statistics.base import Quantity
 
 NASTY = r"_$x^2$ <b>&amp; \frac{1}{0} ${"
 
@@ -155,3 +156,22 @@ def test_small_words():
     assert listed(["a"]) == "a" and listed(["a", "b", "c"]) == "a, b and c"
     assert listed(map(str, range(12))) == "0, 1, 2, 3, 4, 5, 6, 7 and 4 more"
     assert seeds_text({"a": [1, 2], "b": [3]}) == "a 2 seeds, b 1 seed" and seeds_text({"a": [1]}) == "1 seed"
+
+
+def test_blocks_without_a_finite_value_have_no_panel():
+    values = {"dead": [math.inf, math.inf], "w": [2.0, 3.0]}
+    data = {name: [results_of([0, 1], [2.0, 1.0], values)] for name in "ab"}
+    with style.plain_style():
+        curves, ratios = r_med_curves.against_step(gather(data, 2)), forest.draw(gather(data, 2))
+    assert "infinite or missing at every iterate: dead." in curves.caption and len(curves.figure.axes) == 1
+    assert "without a finite ratio: dead." in ratios.caption
+
+
+def test_wide_intervals_do_not_flatten_the_curves():
+    r = results_of([0, 1], [2.0, 1.0], {"w": [10.0, 20.0]})
+    for m, (low, high) in zip(r.of("r_med"), [(1.0, math.inf), (15.0, 1e6)], strict=True):
+        m.quantities["w"] = Quantity(m.quantities["w"].value, low, high)
+    with style.plain_style():
+        figure = r_med_curves.against_step(gather({"a": [r]}, 2)).figure
+    bottom, top = figure.axes[0].get_ylim()
+    assert 1.0 < bottom < 10.0 and 20.0 < top < 100.0
