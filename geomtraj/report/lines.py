@@ -17,7 +17,7 @@ from geomtraj.report.style import Look, log_axis, step_axis
 GRID = 40
 HEADROOM = 3.0  # how far above the highest and below the lowest value an interval may stretch the axis
 UP = Path([(0, 0), (0, 0.5), (-0.12, 0.36), (0, 0.5), (0.12, 0.36)], [1, 2, 1, 2, 2])
-DOWN = Path(-UP.vertices, UP.codes)
+DOWN = Path([(0, 0), (0, -0.5), (-0.12, -0.36), (0, -0.5), (0.12, -0.36)], [1, 2, 1, 2, 2])
 
 
 @dataclass(frozen=True)
