@@ -56,19 +56,30 @@ $(BIN)/.installed-test: $(BIN)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
 	@touch $@
 
+# Files that hold the variables a stage was run with: a changed variable runs the stage again, and what it finds stored
+# under the same settings it keeps; `geomtraj train` refuses to mix runs of other settings.
+define settings
+$(shell mkdir -p $(OUT) && printf '%s\n' '$(2)' | cmp -s - $(OUT)/$(1).settings || printf '%s\n' '$(2)' > $(OUT)/$(1).settings)
+endef
+ifneq ($(filter report train measure contrast $(OUT)/%,$(MAKECMDGOALS)),)
+$(call settings,train,$(TASK) steps=$(STEPS) text=$(TEXT) $(DEVICE))
+$(call settings,measure,$(STATISTICS) $(DEVICE))
+$(call settings,report,$(OPTIMIZERS) seeds $(SEEDS))
+endif
+
 # The stem is OPTIMIZER/seed-N.
-$(OUT)/%/trained.json: | $(BIN)/.installed
+$(OUT)/%/trained.json: $(OUT)/train.settings | $(BIN)/.installed
 	$(GEOMTRAJ) train --task $(TASK) --optimizer $(patsubst %/,%,$(dir $*)) --seed $(patsubst seed-%,%,$(notdir $*)) \
 	  --device $(DEVICE) $(if $(STEPS),--steps $(STEPS)) $(if $(TEXT),--text "$(TEXT)") --out $(OUT)/$*
 
 # Deleting a result makes its folder newer than measured.json, and only what is missing is measured again.
-$(OUT)/%/measured.json: $(OUT)/%/trained.json $$(wildcard $(OUT)/$$*/results)
+$(OUT)/%/measured.json: $(OUT)/%/trained.json $(OUT)/measure.settings $$(wildcard $(OUT)/$$*/results)
 	$(GEOMTRAJ) measure $(OUT)/$* --statistics $(STATISTICS) --workers $(WORKERS) --device $(DEVICE)
 
-$(OUT)/contrast.csv: $(RUNS:%=%/measured.json)
+$(OUT)/contrast.csv: $(RUNS:%=%/measured.json) $(OUT)/report.settings
 	$(GEOMTRAJ) contrast $(RUNS) --out $@
 
-$(OUT)/report.html: $(OUT)/contrast.csv
+$(OUT)/report.html: $(RUNS:%=%/measured.json) $(OUT)/report.settings
 	$(GEOMTRAJ) report $(RUNS) --out $@
 
 sweep: | $(BIN)/.installed  ## choose learning rates for TASK and OPTIMIZERS on a log grid (writes the package's own table)
