@@ -7,17 +7,25 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtri
+import torch
 from torch import Tensor
 
 from geomtraj.diagonal import Diagonal, diagonal
+from geomtraj.diagonal.exact import entries as exact_entries
 from geomtraj.errors import InputError
-from geomtraj.operators import SymmetricOperator
+from geomtraj.layout import Layout
+from geomtraj.linalg.chunks import at_least
+from geomtraj.operators import Hessian, SymmetricOperator
 from geomtraj.problem import Problem
 from geomtraj.statistics.base import Outcome, Point, Quantity, Statistic
+from geomtraj.statistics.r_med_refine import Refinement
 
 ALL = "all"
 MEDIAN_GAP = 0.10
+BUDGET = 4
+"""Products that may be spent on exact entries, in units of `samples`."""
+UNCORRELATED = ("hutchinson", "xdiag")
+"""Methods whose errors are nearly independent within a row of a weight."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +34,13 @@ class RMed:
 
     Attributes:
         value: R_med over all entries; inf when the median is zero, NaN when an entry is not finite.
-        low: Lower end of the 95 % interval; equals `value` for an exact diagonal.
+        low: Lower end of the 95 % interval; equals `value` where all entries are exact.
         high: Upper end; inf where the estimate is too noisy to bound the median away from zero.
-        max: max|d|.
-        median: median|d|, the mean of the two middle values.
+        max: max|d|; exact where a product confirmed it.
+        median: median|d|, the mean of the two middle values; corrected for the noise where there is any.
         zeros: Number of entries that are exactly zero.
         size: Number of entries.
-        method: How the diagonal was made.
+        method: How the diagonal was made, and how many of the block's entries were then measured exactly.
         nonzero: R_med over the entries that are not exactly zero.
         tenth: 10th largest |d| over the median, a steadier variant; NaN with fewer than 10 entries.
         q99: 0.99 quantile of |d| over the median.
@@ -60,68 +68,138 @@ def r_med(
     theta: Tensor | None = None,
     *,
     samples: int = 64,
+    rtol: float = 0.1,
+    max_matvecs: int | None = None,
 ) -> dict[str, RMed]:
     """R_med of each block, and of all parameters together under the key "all".
 
-    The interval follows from the standard errors of the diagonal's entries: the maximum lies between the largest
-    |d_i| - z s_i and the largest |d_i| + z s_i, with z for all entries at once; the median between quantiles of
-    |d| -+ 1.96 s that leave room for the entries that miss. It is safe rather than sharp. Noise raises max|d| more
-    than median|d|, so `value` reads high where the interval is wide.
+    The diagonal comes with standard errors. Noise raises max|d| and shifts median|d|, so that exact entries, at one
+    product each, are then measured where an interval is wider than `rtol`: blocks of up to 32 entries as a whole,
+    the leading candidates of each other block until no other can exceed the largest, and for the median a random
+    sample of those entries whose side of the median is in doubt. Where noise is small next to the entries the
+    median's shift follows from the standard errors alone, at no product (see `r_med_interval`).
+
+    Coverage, measured on simulated diagonals (flat, normal, lognormal, heavy-tailed, a fifth or half zeros; noise 0.05
+    to 0.5 of the median, independent or correlated 0.4 within rows; 50 seeds each): 98 % of the intervals held the
+    exact R_med where up to 60 or 200 of 480 entries were measured, 99.8 % without products, whose intervals are wider
+    than they need be; the test is `test_intervals_hold_the_truth_in_95_percent`. Known to miss, without products: a
+    distribution that steps at its median, slightly more than half of the entries being equal and the others far away.
 
     Args:
-        problem: A `Problem`, an operator, or a `Diagonal` that is there already.
+        problem: A `Problem`, an operator, or a `Diagonal` that is there already: then nothing more can be measured
+            and the interval follows from its standard errors.
         method: Method of `gt.diagonal`.
-        seed: Seed of a randomised method.
+        seed: Seed of a randomised method and of the sample.
         theta: Where to measure (P,); the problem's current parameters if left out.
         samples: Products of a randomised method.
+        rtol: Width high / low - 1 at which an interval is narrow enough.
+        max_matvecs: Products to spend on exact entries at most, beyond those of the diagonal; 4 `samples` if left
+            out. With 0 the intervals follow from the standard errors alone.
 
     Returns:
-        Block name -> `RMed`, and "all" -> `RMed`.
+        Block name -> `RMed`, and "all" -> `RMed`. Its status says where the budget ended before `rtol` was reached.
 
     Raises:
-        InputError: As `gt.diagonal`; or `theta` given together with a `Diagonal`.
+        InputError: As `gt.diagonal`; or `theta` given together with a `Diagonal`; or `rtol` or `max_matvecs` is
+            negative.
 
     Source: Jiang, Malik, Li (2023), "How does adaptive optimization impact local neural network geometry?",
         arXiv 2211.02254, section 2.
     """
-    if isinstance(problem, Diagonal):
-        if theta is not None:
-            raise InputError("theta cannot be given together with a Diagonal, which was taken somewhere already.")
-        found = problem
-    else:
-        found = diagonal(problem, method=method, samples=samples, seed=seed, theta=theta)
+    budget = BUDGET * samples if max_matvecs is None else at_least("max_matvecs", max_matvecs, 0)
+    if not rtol >= 0:
+        raise InputError(f"rtol is {rtol!r}: it is a relative width, such as 0.1.")
+    if not isinstance(problem, Diagonal):
+        return _measured(problem, method, seed, theta, samples, rtol, budget)[0]
+    if theta is not None:
+        raise InputError("theta cannot be given together with a Diagonal, which was taken somewhere already.")
+    return _ratios(_refinement(problem, None, 0, rtol, seed), problem.method)
+
+
+def _measured(
+    problem: Problem | SymmetricOperator,
+    method: str,
+    seed: int,
+    theta: Tensor | None,
+    samples: int,
+    rtol: float,
+    budget: int,
+    hessian: SymmetricOperator | None = None,
+) -> tuple[dict[str, RMed], int]:
+    """R_med by label, and the products that it took."""
+    found = diagonal(problem, method=method, samples=samples, seed=seed, theta=theta)
+    operator = problem if isinstance(problem, SymmetricOperator) else hessian
+
+    def measure(indices: np.ndarray) -> np.ndarray:
+        nonlocal operator
+        if operator is None:
+            assert isinstance(problem, Problem)
+            operator = Hessian(problem, theta)
+        return exact_entries(operator, torch.from_numpy(indices)).double().cpu().numpy()
+
+    refinement = _refinement(found, measure, budget, rtol, seed)
+    refinement.run()
+    return _ratios(refinement, found.method), found.cost.matvecs + refinement.spent
+
+
+def _refinement(found: Diagonal, measure: Any, budget: int, rtol: float, seed: int) -> Refinement:
     values, sem = found.values.double().cpu().numpy(), found.sem.double().cpu().numpy()
-    ratios = {name: _ratio(values[s.slice], sem[s.slice], found.method) for name, s in found.blocks.items()}
-    return ratios | {ALL: _ratio(values, sem, found.method)}
+    labels = {name: slot.slice for name, slot in found.blocks.items()} | {ALL: slice(0, values.size)}
+    rows = np.arange(values.size) if found.method in UNCORRELATED else _rows(found.blocks)
+    return Refinement(values, sem, rows, labels, measure, budget, rtol, seed)
 
 
-def _ratio(values: np.ndarray, sem: np.ndarray, method: str) -> RMed:
-    size = values.size
-    zeros = int(((values == 0) & ~(sem > 0)).sum())
-    bad = size - int(np.isfinite(values).sum())
+def _rows(blocks: Layout) -> np.ndarray:
+    """A number for the row (index of the first axis) of each entry (P,); entries of a vector are rows of their own."""
+    rows, first = [np.empty(0, dtype=int)], 0
+    for slot in blocks.values():
+        count = slot.size if len(slot.shape) < 2 else max(slot.shape[0], 1)
+        rows.append(first + np.arange(slot.size) // max(slot.size // max(count, 1), 1))
+        first += count
+    return np.concatenate(rows)
+
+
+def _ratios(refinement: Refinement, method: str) -> dict[str, RMed]:
+    return {label: _ratio(refinement, label, method) for label in refinement.labels}
+
+
+def _ratio(refinement: Refinement, label: str, method: str) -> RMed:
+    own = refinement.entries.take(refinement.labels[label])
+    best, size = own.best, own.values.size
+    zeros = int(((best == 0) & ~(own.errors > 0)).sum())
+    measured = int((~np.isnan(own.exact)).sum())
+    how = f"{method}, {measured} of {size} entries exact" if measured else method
+    bad = size - int(np.isfinite(best).sum())
     if bad:
         nan = math.nan
         reason = f"{bad} of {size} entries of the diagonal are not finite"
-        return RMed(nan, nan, nan, nan, nan, zeros, size, method, nan, nan, nan, reason)
-    magnitudes = np.abs(values)
-    entries = np.sort(magnitudes)
-    biggest, median = float(entries[-1]), float(np.median(entries))
-    ratio = _over(biggest, median)
-    low, high = _interval(magnitudes, sem) if sem.any() else (ratio, ratio)
+        return RMed(nan, nan, nan, nan, nan, zeros, size, how, nan, nan, nan, reason)
+    top, middle = refinement.of(label)
+    entries = np.sort(np.abs(best))
+    ratio = _over(top.value, middle.value)
+    low, high = max(1.0, _over(top.low, middle.high)), _over(top.high, middle.low)
+    if own.known.all():
+        low = high = ratio
     return RMed(
         value=ratio,
         low=min(low, ratio),
         high=max(high, ratio),
-        max=biggest,
-        median=median,
+        max=top.value,
+        median=middle.value,
         zeros=zeros,
         size=size,
-        method=method,
-        nonzero=_over(biggest, float(np.median(magnitudes[magnitudes > 0]))) if zeros < size else math.nan,
-        tenth=_over(float(entries[-10]), median) if size >= 10 else math.nan,
-        q99=_over(float(np.quantile(entries, 0.99)), median),
-        status=_status(entries, zeros, high, noisy=bool(sem.any())),
+        method=how,
+        nonzero=_nonzero(entries, zeros, middle.value),
+        tenth=_over(float(entries[-10]), middle.value) if size >= 10 else math.nan,
+        q99=_over(float(np.quantile(entries, 0.99)), middle.value),
+        status=_status(entries, zeros, bool(own.known.all()), low, high, refinement),
     )
+
+
+def _nonzero(entries: np.ndarray, zeros: int, median: float) -> float:
+    if zeros == entries.size:
+        return math.nan
+    return _over(float(entries[-1]), float(np.median(entries[entries > 0])) if zeros else median)
 
 
 def _over(numerator: float, denominator: float) -> float:
@@ -130,43 +208,22 @@ def _over(numerator: float, denominator: float) -> float:
     return numerator / denominator
 
 
-def _interval(magnitudes: np.ndarray, sem: np.ndarray) -> tuple[float, float]:
-    """Ends of the interval of max / median of |d|, from noisy |d| and their standard errors."""
-    size = magnitudes.size
-    if np.isnan(sem).any():
-        return 1.0, math.inf
-    z_all = float(ndtri(1 - 0.0125 / (2 * size)))
-    smallest_max = float((magnitudes - z_all * sem).max())
-    largest_max = float((magnitudes + z_all * sem).max())
-    # The median lies between the medians of all entries' simultaneous bounds. Or, tighter where noise is large: of the
-    # entries' own 95 % intervals 5 % miss, half on each side, give or take three binomial deviations.
-    smallest_median = float(np.median(np.maximum(magnitudes - z_all * sem, 0)))
-    largest_median = float(np.median(magnitudes + z_all * sem))
-    missing = 0.025 + 3 * math.sqrt(0.025 * 0.975 / size)
-    below = np.sort(np.maximum(magnitudes - 1.96 * sem, 0))
-    above = np.sort(magnitudes + 1.96 * sem)
-    low_rank = math.floor((0.5 - missing) * size) - 1
-    high_rank = math.ceil((0.5 + missing) * size)
-    if low_rank >= 0:
-        smallest_median = max(smallest_median, float(below[low_rank]))
-    if high_rank < size:
-        largest_median = min(largest_median, float(above[high_rank]))
-    return max(1.0, _over(smallest_max, largest_median)), _over(largest_max, smallest_median)
-
-
-def _status(entries: np.ndarray, zeros: int, high: float, noisy: bool) -> str:
+def _status(entries: np.ndarray, zeros: int, exact: bool, low: float, high: float, refinement: Refinement) -> str:
     size = entries.size
     lower, upper = float(entries[(size - 1) // 2]), float(entries[size // 2])
     if zeros == size:
         return "all entries are exactly zero: the loss does not curve along this block"
     if upper == 0:
         return f"the median is zero: {zeros} of {size} entries are exactly zero"
-    if math.isinf(high):
-        return "too few samples to bound the median away from zero: no upper end"
-    if not noisy and (lower == 0 or upper > (1 + MEDIAN_GAP) * lower):
+    if exact and (lower == 0 or upper > (1 + MEDIAN_GAP) * lower):
         return (
             f"the lower and the upper median differ by more than {100 * MEDIAN_GAP:.0f} %: {lower:.3g} and {upper:.3g}"
         )
+    spent = f" after {refinement.spent} of at most {refinement.budget} exact entries" if refinement.budget else ""
+    if math.isinf(high):
+        return f"too few samples to bound the median away from zero: no upper end{spent}"
+    if refinement.budget and high > (1 + refinement.rtol) * low:
+        return f"the interval is {100 * (high / low - 1):.0f} % wide, not {100 * refinement.rtol:.0f} %{spent}"
     return "ok"
 
 
@@ -180,17 +237,28 @@ class MedianConditionRatio(Statistic):
     method: str = "auto"
     samples: int = 64
     seed: int = 0
+    rtol: float = 0.1
+    max_matvecs: int = 256
 
     def measure(self, point: Point) -> Outcome:
         """R_med with its interval, and the other fields of `RMed` as details by label."""
-        return outcome_of(diagonal(point.problem, self.method, self.samples, self.seed, point.theta))
+        ratios, matvecs = _measured(
+            point.problem,
+            self.method,
+            self.seed,
+            point.theta,
+            self.samples,
+            self.rtol,
+            self.max_matvecs,
+            point.hessian,
+        )
+        return outcome_of(ratios, matvecs)
 
 
-def outcome_of(found: Diagonal) -> Outcome:
-    """R_med of a diagonal as a statistic's outcome."""
-    ratios = r_med(found)
+def outcome_of(ratios: dict[str, RMed], matvecs: int) -> Outcome:
+    """R_med by label as a statistic's outcome."""
     quantities = {label: Quantity(r.value, r.low, r.high) for label, r in ratios.items()}
     kept = [f.name for f in fields(RMed) if f.name not in ("value", "low", "high")]
     details: dict[str, Any] = {label: {k: asdict(r)[k] for k in kept} for label, r in ratios.items()}
     remarks = [f"{label}: {r.status}" for label, r in ratios.items() if r.status != "ok"]
-    return Outcome(quantities, details, "; ".join(remarks) or "ok", found.cost.matvecs)
+    return Outcome(quantities, details, "; ".join(remarks) or "ok", matvecs)

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from models import CASES
@@ -8,6 +9,7 @@ import geomtraj as gt
 from geomtraj.diagonal import Cost, Diagonal
 from geomtraj.errors import InputError
 from geomtraj.layout import Layout
+from geomtraj.statistics import Point
 
 
 def made(values, sem=None, shapes=None):
@@ -106,3 +108,58 @@ def test_operators_and_arguments():
         gt.r_med(made([1.0]), theta=torch.ones(1))
     with pytest.raises(InputError, match=r"unknown diagonal method 'exat'.*'exact'"):
         gt.r_med(gt.MatrixOperator(matrix), method="exat")
+    with pytest.raises(InputError, match="rtol is -1"):
+        gt.r_med(gt.MatrixOperator(matrix), rtol=-1)
+    with pytest.raises(InputError, match="max_matvecs must be an integer of at least 0"):
+        gt.r_med(gt.MatrixOperator(matrix), max_matvecs=-1)
+
+
+def dense_off_the_diagonal(size):
+    return gt.MatrixOperator(torch.ones(size, size, dtype=torch.float64))
+
+
+def test_a_flat_diagonal_under_dense_noise_is_held_and_found_with_enough_products():
+    # Hutchinson's estimate reads 4.7 here, where every entry is 1.
+    for seed in range(20):
+        free = gt.r_med(dense_off_the_diagonal(200), "hutchinson", seed, samples=16, max_matvecs=0)["all"]
+        assert free.low == 1 and free.high > 3 and free.method == "hutchinson"
+    found = gt.r_med(dense_off_the_diagonal(200), "hutchinson", samples=16, max_matvecs=200)["all"]
+    assert found.low == found.value == found.high == 1 and found.status == "ok"
+
+
+def test_products_are_counted_and_kept_within_the_budget():
+    operator = dense_off_the_diagonal(100)
+    found = gt.r_med(operator, "hutchinson", samples=8)["all"]
+    spent = int(found.method.split()[1])
+    assert 0 < spent <= 32 and operator.matvecs == 8 + spent
+    assert f"after {spent} of at most 32 exact entries" in found.status
+    problem = CASES["gpt"]().problem
+    outcome = gt.STATISTICS["r_med"](method="xdiag", samples=16, max_matvecs=40).measure(Point(problem))
+    assert 16 < outcome.matvecs <= 16 + 40
+    assert outcome.matvecs - 16 == int(outcome.details["all"]["method"].split()[1])
+
+
+def test_the_same_seed_gives_the_same_numbers_and_the_global_generators_stay():
+    problem = CASES["gpt"]().problem
+    state = torch.get_rng_state()
+    first, again = (gt.r_med(problem, "hutchinson", seed=3, samples=8) for _ in range(2))
+    assert first == again and first != gt.r_med(problem, "hutchinson", seed=4, samples=8)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["hutchinson", "xdiag"])
+@pytest.mark.parametrize("budget", [0, 30])
+def test_intervals_hold_the_exact_r_med_of_models(method, budget):
+    hits = []
+    for name in ("gpt", "cnn", "mlp", "rnn"):
+        problem = CASES[name]().problem
+        exact = gt.r_med(problem, method="exact")
+        for seed in range(12):
+            found = gt.r_med(problem, method, seed, samples=24, max_matvecs=budget)
+            hits += [
+                found[k].low <= r.value * (1 + 1e-6) and r.value <= found[k].high * (1 + 1e-6)
+                for k, r in exact.items()
+                if r.status == "ok" or "median differ" in r.status
+            ]
+    assert np.mean(hits) >= 0.93
