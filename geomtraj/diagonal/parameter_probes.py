@@ -1,0 +1,218 @@
+"""Random signs on parameters, each example with its own: for parameters that enter in ways that are not understood."""
+
+from __future__ import annotations
+
+import copy
+import operator
+import warnings
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from geomtraj.diagonal.output_split import close
+from geomtraj.diagonal.signs import key_of, signs
+from geomtraj.errors import InputError
+from geomtraj.problem import Problem, leaves
+
+BY_EXAMPLE = "probed in parameter space, each example with its own signs"
+BY_BATCH = "probed in parameter space, the examples of a batch sharing their signs, which gives larger errors"
+
+Add = Callable[[str, "Tensor | None", Tensor, Tensor], None]
+
+
+def probe_parameters(
+    problem: Problem,
+    parameters: Mapping[str, Tensor],
+    elsewhere: dict[str, str],
+    batch: Any,
+    numbers: Tensor,
+    samples: int,
+    seed: int,
+    add: Add,
+) -> int:
+    """Add the estimates of one batch by probes on the parameters named in `elsewhere`; how is noted there.
+
+    Args:
+        problem: The loss; its `session()` must be active.
+        parameters: Every selected parameter.
+        elsewhere: Name of each parameter to be probed -> how it was done.
+        batch: One batch.
+        numbers: Numbers (B,) of its examples in the data.
+        samples: Probes.
+        seed: Seed of the signs.
+        add: Called with name, None, values and their variances.
+
+    Returns:
+        The number of second derivatives of the batch taken.
+
+    Raises:
+        InputError: An example alone has another loss than in its batch.
+    """
+    names = [name for name in parameters if name in elsewhere]
+    with torch.no_grad():
+        losses, weights = problem.losses(parameters, batch)
+        whole = _sums(losses, weights)
+    cut = _cut(batch, len(whole))
+    how = BY_BATCH if cut is None and len(whole) > 1 else BY_EXAMPLE
+    for name in names:
+        elsewhere[name] = how if how == BY_BATCH else (elsewhere[name] or how)
+    products = 0.0
+    for graph, rows in _graphs(problem, parameters, names, batch, cut, whole):
+        products += _probe(graph, names, numbers[rows], samples, seed, add) * graph.share
+    return round(products)
+
+
+class _Graph:
+    """Gradients of loss sums by leaves with one row for each independently probed part: name -> (R, *shape).
+
+    Args:
+        value: The sum of the parts' losses.
+        own: The leaves.
+        share: Which share of the batch this is.
+    """
+
+    def __init__(self, value: Tensor, own: dict[str, Tensor], share: float = 1.0):
+        self.own = own
+        self.share = share
+        self.rows = next(iter(own.values())).shape[0]
+        found: tuple[Tensor | None, ...] = (None,) * len(own)
+        if value.requires_grad:
+            found = torch.autograd.grad(value, list(own.values()), create_graph=True, allow_unused=True)
+        self.gradients = dict(zip(own, found, strict=True))
+
+    def product(self, name: str, z: Tensor) -> Tensor:
+        """Each row's second derivative by one parameter, times z (R, *shape)."""
+        gradient = self.gradients[name]
+        if gradient is None or not gradient.requires_grad:
+            return torch.zeros_like(z)
+        (u,) = torch.autograd.grad(
+            gradient, self.own[name], z, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        return u
+
+
+def _probe(graph: _Graph, names: list[str], numbers: Tensor, samples: int, seed: int, add: Add) -> int:
+    for name in names:
+        key = key_of(seed, f"probing, parameter {name}")
+        leaf = graph.own[name]
+        mean, squares = torch.zeros_like(leaf), torch.zeros_like(leaf)
+        for probe in range(samples):
+            z = signs(key, numbers[: graph.rows], probe, tuple(leaf.shape[1:]), leaf.dtype)
+            shift = z * graph.product(name, z) - mean
+            mean += shift / (probe + 1)
+            squares += shift.square() * (probe / (probe + 1))
+        scale = 1 / (samples * (samples - 1)) if samples > 1 else torch.nan
+        add(name, None, mean.sum(0).flatten(), squares.sum(0).flatten() * scale)
+    return samples * len(names)
+
+
+def _graphs(
+    problem: Problem,
+    parameters: Mapping[str, Tensor],
+    names: list[str],
+    batch: Any,
+    cut: list[Any] | None,
+    whole: Tensor,
+) -> Iterator[tuple[_Graph, slice]]:
+    if cut is None:
+        yield _part(problem, parameters, names, batch)[0], slice(None)
+        return
+    together = _mapped(problem, parameters, names, batch, whole) if len(cut) > 1 else None
+    if together is not None:
+        yield together, slice(None)
+        return
+    for n, part in enumerate(cut):
+        graph, values = _part(problem, parameters, names, part)
+        _check_alone(values, whole[n : n + 1])
+        graph.share = 1 / len(cut)
+        yield graph, slice(n, n + 1)
+
+
+def _part(problem: Problem, parameters: Mapping[str, Tensor], names: list[str], batch: Any) -> tuple[_Graph, Tensor]:
+    """The graph of a whole batch with one row of leaves, and its examples' losses."""
+    own = leaves({name: parameters[name][None] for name in names})
+    values = _sums(*problem.losses({**parameters, **{name: p[0] for name, p in own.items()}}, batch))
+    return _Graph(values.sum(), own), values.detach()
+
+
+def _mapped(
+    problem: Problem, parameters: Mapping[str, Tensor], names: list[str], batch: Any, whole: Tensor
+) -> _Graph | None:
+    """The graph with a row of leaves for each example, by torch.func.vmap; None if it cannot or goes wrong there."""
+    own = leaves({name: parameters[name].expand(len(whole), *parameters[name].shape) for name in names})
+
+    def alone(rows: dict[str, Tensor], tensors: list[Tensor]) -> Tensor:
+        rest = iter(tensors)
+        part = _map(batch, lambda _tensor: next(rest)[None])
+        return _sums(*problem.losses({**parameters, **rows}, part))[0]
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of batching rules that vmap lacks: slow, not wrong
+            values = torch.func.vmap(alone)(own, list(_tensors(batch)))
+            graph = _Graph(values.sum(), own)
+            usual, _ = _part(problem, parameters, names, batch)
+            right = close(values.detach(), whole) and all(_agree(graph, usual, name) for name in names)
+    except Exception:  # whatever vmap does not know: the examples are then taken one by one
+        return None
+    return graph if right else None
+
+
+def _agree(graph: _Graph, usual: _Graph, name: str) -> bool:
+    """Whether the rows' second derivatives along one vector sum to the batch's."""
+    shape = graph.own[name].shape
+    one = torch.zeros(1, dtype=torch.int64, device=graph.own[name].device)
+    z = signs(key_of(0, "agreement"), one, 0, tuple(shape[1:]), graph.own[name].dtype)
+    return close(graph.product(name, z.expand(shape)).sum(0), usual.product(name, z)[0])
+
+
+def _check_alone(alone: Tensor, within: Tensor) -> None:
+    if alone.shape != within.shape or not close(alone, within):
+        raise InputError(
+            "an example's loss depends on the other examples of its batch, which method 'probing' cannot handle: "
+            "return losses whose first axis counts independent examples (sequences, not tokens), or take "
+            "method 'xdiag'."
+        )
+
+
+def _sums(losses: Tensor, weights: Tensor | None) -> Tensor:
+    values = losses if weights is None else losses * weights
+    return values.reshape(values.shape[0], -1).sum(1)
+
+
+def _cut(batch: Any, examples: int) -> list[Any] | None:
+    """The batch's examples as batches of one, if every tensor in it has them on its first axis."""
+    sizes = {t.shape[0] if t.dim() else 0 for t in _tensors(batch)}
+    if examples == 1:
+        return [batch]
+    if sizes != {examples}:
+        return None
+    return [_map(batch, operator.itemgetter(slice(n, n + 1))) for n in range(examples)]
+
+
+def _tensors(item: Any) -> Iterator[Tensor]:
+    if isinstance(item, Tensor):
+        yield item
+    elif isinstance(item, Mapping):
+        for value in item.values():
+            yield from _tensors(value)
+    elif isinstance(item, (tuple, list)):
+        for value in item:
+            yield from _tensors(value)
+
+
+def _map(item: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(item, Tensor):
+        return change(item)
+    if isinstance(item, MutableMapping):
+        mapped = copy.copy(item)
+        for key, value in item.items():
+            mapped[key] = _map(value, change)
+        return mapped
+    if isinstance(item, tuple) and hasattr(item, "_fields"):
+        return type(item)(*(_map(value, change) for value in item))
+    if isinstance(item, (tuple, list)):
+        return type(item)(_map(value, change) for value in item)
+    return item
