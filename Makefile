@@ -7,6 +7,7 @@ DEVICE     ?= cpu
 STEPS      ?=
 TEXT       ?=
 STATISTICS ?= r_med,spectrum
+SETTINGS   ?= r_med.samples=8 r_med.max_matvecs=32 spectrum.steps=32
 WORKERS    ?= 2
 OUT        ?= runs/$(TASK)
 PYTHON     ?= python3
@@ -34,6 +35,7 @@ help:  ## show this help
 	@echo "  STEPS       optimizer steps; empty for the task's default                    [$(STEPS)]"
 	@echo "  TEXT        a text file for pydoc-lm instead of pydoc's topics               [$(TEXT)]"
 	@echo "  STATISTICS  what to measure, with commas: r_med, spectrum, trace, loss       [$(STATISTICS)]"
+	@echo "  SETTINGS    settings of the statistics [$(SETTINGS)]"
 	@echo "  WORKERS     processes that measure side by side                              [$(WORKERS)]"
 	@echo "  OUT         folder of the runs and the report                                [$(OUT)]"
 	@echo "  PYTHON      the Python that makes $(VENV), 3.10 to 3.13                          [$(PYTHON)]"
@@ -63,7 +65,7 @@ $(shell mkdir -p $(OUT) && printf '%s\n' '$(2)' | cmp -s - $(OUT)/$(1).settings 
 endef
 ifneq ($(filter report train measure contrast $(OUT)/%,$(MAKECMDGOALS)),)
 $(call settings,train,$(TASK) steps=$(STEPS) text=$(TEXT) $(DEVICE))
-$(call settings,measure,$(STATISTICS) $(DEVICE))
+$(call settings,measure,$(STATISTICS) $(SETTINGS) $(DEVICE))
 $(call settings,report,$(OPTIMIZERS) seeds $(SEEDS))
 endif
 
@@ -74,7 +76,7 @@ $(OUT)/%/trained.json: $(OUT)/train.settings | $(BIN)/.installed
 
 # Deleting a result makes its folder newer than measured.json, and only what is missing is measured again.
 $(OUT)/%/measured.json: $(OUT)/%/trained.json $(OUT)/measure.settings $$(wildcard $(OUT)/$$*/results)
-	$(GEOMTRAJ) measure $(OUT)/$* --statistics $(STATISTICS) --workers $(WORKERS) --device $(DEVICE)
+	$(GEOMTRAJ) measure $(OUT)/$* --statistics $(STATISTICS) $(SETTINGS:%=--set %) --workers $(WORKERS) --device $(DEVICE)
 
 $(OUT)/contrast.csv: $(RUNS:%=%/measured.json) $(OUT)/report.settings
 	$(GEOMTRAJ) contrast $(RUNS) --out $@

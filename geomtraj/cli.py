@@ -22,9 +22,9 @@ from geomtraj.measuring import Results, measure
 from geomtraj.report import report
 from geomtraj.statistics import REGISTRY, Statistic, resolve
 from geomtraj.training import learning_rates, optimizers
-from geomtraj.training.loop import train
+from geomtraj.training.loop import spread, train
 from geomtraj.training.sweeps import sweep
-from geomtraj.trajectory import Trajectory, log_spaced
+from geomtraj.trajectory import Trajectory
 from geomtraj.trajectory.files import write_json
 
 TRAINED = "trained.json"
@@ -75,7 +75,7 @@ def task_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--hyper", multiple=True, metavar="NAME=VALUE", help="Hyperparameter of the optimizer, repeatable.")
 @click.option("--steps", type=int, help="Optimizer steps; the task's default if left out.")
 @click.option("--seed", type=int, default=0, help="Seed of initial parameters and batches.")
-@click.option("--iterates", type=int, default=11, help="How many log spaced iterates to record besides step 0.")
+@click.option("--iterates", type=int, default=7, help="How many iterates to record besides step 0.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the trajectory.")
 def train_command(
     task_name: str, options: tuple[str, ...], text: Path | None, device: str, optimizer: str, lr: float | None,
@@ -90,7 +90,7 @@ def train_command(
     if iterates < 1 or total < 1:
         raise InputError(f"--iterates {iterates} and --steps {total} must be at least 1.")
     trajectory = train(
-        task, optimizer, lr, steps, seed, path=out, schedule=log_spaced(iterates, total), **_pairs(hyper, "--hyper")
+        task, optimizer, lr, steps, seed, path=out, schedule=spread(total, iterates), **_pairs(hyper, "--hyper")
     )
     summary = {
         "status": trajectory.status,

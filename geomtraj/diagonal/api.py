@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from torch import Tensor
 
 from geomtraj.diagonal.base import Diagonal
 from geomtraj.diagonal.exact import exact
 from geomtraj.diagonal.hutchinson import hutchinson
+from geomtraj.diagonal.probing import probing
 from geomtraj.diagonal.xdiag import xdiag
 from geomtraj.errors import InputError, unknown_name
 from geomtraj.linalg.chunks import at_least
@@ -26,11 +28,10 @@ FROM_OPERATOR: dict[str, Callable[[SymmetricOperator, int, int, float], Diagonal
 }
 """Methods that need only products."""
 
-FROM_PROBLEM: dict[str, Callable[[Problem, Tensor | None, int, int], Diagonal]] = {}
+FROM_PROBLEM: dict[str, Callable[[Problem, Tensor | None, int, int], Diagonal]] = {
+    "probing": lambda problem, theta, samples, seed: probing(problem, samples, seed, theta),
+}
 """Methods that look into the model and its batches."""
-
-LATER = ("probing",)
-"""Methods of `FROM_PROBLEM` that a later version brings."""
 
 
 def diagonal(
@@ -46,9 +47,11 @@ def diagonal(
 
     Args:
         problem: A `Problem`, whose Hessian is meant, or an operator.
-        method: "exact" takes P products; "hutchinson" and "xdiag" take `samples`; "auto" is exact where P is at most
-            4 `samples`, else XDiag, whose error was the smaller one wherever the spectrum has outliers.
-        samples: Products of the randomised methods.
+        method: "exact" takes P products; "hutchinson" and "xdiag" take `samples`; "probing" gives each example random
+            signs of its own on activations, `samples` times, which is far more accurate but needs a Problem whose
+            examples do not depend on each other. "auto" is exact where P is at most 4 `samples`; else probing for a
+            Problem, and XDiag for an operator or where probing refuses (the status then says why).
+        samples: Products, or probes, of the randomised methods.
         seed: Seed of the randomised methods.
         theta: Where to measure (P,); the problem's current parameters if left out.
         max_seconds: The longest time that "exact" may take.
@@ -61,24 +64,34 @@ def diagonal(
     samples = at_least("samples", samples, 1)
     if not isinstance(problem, (Problem, SymmetricOperator)):
         raise InputError(f"the diagonal of a {type(problem).__name__} is unknown: pass a Problem or an operator.")
-    if method in (*FROM_PROBLEM, *LATER):
-        if isinstance(problem, SymmetricOperator):
-            raise InputError(
-                f"method {method!r} looks into the model and needs a Problem, not an operator: "
-                "take 'xdiag', 'hutchinson' or 'exact'."
-            )
-        if method in LATER:
-            raise InputError(f"method {method!r} is not in this version: take 'xdiag', 'hutchinson' or 'exact'.")
-    elif method not in ("auto", *FROM_OPERATOR):
+    if method in FROM_PROBLEM and isinstance(problem, SymmetricOperator):
+        raise InputError(
+            f"method {method!r} looks into the model and needs a Problem, not an operator: "
+            "take 'xdiag', 'hutchinson' or 'exact'."
+        )
+    if method not in ("auto", *FROM_OPERATOR, *FROM_PROBLEM):
         raise unknown_name("diagonal method", method, ["auto", *FROM_OPERATOR, *FROM_PROBLEM])
     if isinstance(problem, SymmetricOperator):
         if theta is not None:
             raise InputError("theta cannot be given together with an operator, which has its own: pass the Problem.")
-        operator = problem
-    else:
-        if method in FROM_PROBLEM:
-            return FROM_PROBLEM[method](problem, theta, samples, seed)
-        operator = Hessian(problem, theta)
+        if method == "auto":
+            method = "exact" if problem.shape[0] <= EXACT_UP_TO * samples else "xdiag"
+        return FROM_OPERATOR[method](problem, samples, seed, max_seconds)
     if method == "auto":
-        method = "exact" if operator.shape[0] <= EXACT_UP_TO * samples else "xdiag"
-    return FROM_OPERATOR[method](operator, samples, seed, max_seconds)
+        return _chosen(problem, theta, samples, seed, max_seconds)
+    if method in FROM_PROBLEM:
+        return FROM_PROBLEM[method](problem, theta, samples, seed)
+    return FROM_OPERATOR[method](Hessian(problem, theta), samples, seed, max_seconds)
+
+
+def _chosen(problem: Problem, theta: Tensor | None, samples: int, seed: int, max_seconds: float) -> Diagonal:
+    """The exact diagonal of a small problem, else probing, else XDiag where examples depend on each other."""
+    if problem.size <= EXACT_UP_TO * samples:
+        return exact(Hessian(problem, theta), max_seconds=max_seconds)
+    try:
+        return probing(problem, samples, seed, theta)
+    except InputError as error:
+        problem.checked(theta)
+        found = xdiag(Hessian(problem, theta), samples, seed)
+        status = "" if found.status == "ok" else f"; {found.status}"
+        return replace(found, status=f"xdiag in place of probing: {error}{status}")

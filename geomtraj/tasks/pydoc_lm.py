@@ -46,7 +46,7 @@ class PydocLM(Task):
         "context": 64,
         "tied": False,
         "batch_size": 32,
-        "eval_sequences": 64,
+        "eval_sequences": 16,
         "text": None,
     }
     default_steps = 600

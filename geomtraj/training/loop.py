@@ -16,7 +16,7 @@ from geomtraj.errors import InputError
 from geomtraj.tasks import Task
 from geomtraj.training import optimizers
 from geomtraj.training.learning_rates import learning_rate
-from geomtraj.trajectory import Recorder, Schedule, Trajectory, at, either, log_spaced
+from geomtraj.trajectory import Recorder, Schedule, Trajectory, at, either
 from geomtraj.trajectory.store import stored_steps
 
 
@@ -46,8 +46,7 @@ def train(
         steps: Optimizer steps; None for the task's default.
         seed: Of the initial parameters and of the training batches.
         path: Folder of the trajectory.
-        schedule: Which steps to record; None for step 0 and 11 log spaced ones, the last among
-            them. Step 0 and the last step are recorded in any case.
+        schedule: Which steps to record, beside step 0 and the last; None for `spread(steps)`.
         resume: Whether to go on with, or return, what stands in the folder; False refuses a folder in use.
         progress: Whether to show a progress bar on stderr.
         **hyper: The optimizer's other hyperparameters.
@@ -63,7 +62,7 @@ def train(
     lr = learning_rate(task.name, optimizer) if lr is None else lr
     model = task.model(seed)
     optim = optimizers.make(optimizer, model, lr, **hyper)
-    schedule = log_spaced(11, steps) if schedule is None else either(schedule, at([0, steps]))
+    schedule = either(spread(steps) if schedule is None else schedule, at([0, steps]))
     meta = {
         "task": task.name,
         "task_options": task.options,
@@ -96,6 +95,11 @@ def train(
                 with torch.no_grad():
                     rec.log(loss=mean_loss(task, model, task.batch(steps, seed)))
     return Trajectory(path)
+
+
+def spread(steps: int, iterates: int = 7) -> Schedule:
+    """Steps to record: log spaced from a thirtieth of the way, where the loss has begun to fall, to the end."""
+    return at(sorted({max(1, round(steps * 30 ** (k / max(iterates - 1, 1) - 1))) for k in range(iterates)}))
 
 
 def mean_loss(task: Task, model: nn.Module, batch: Any) -> Tensor:
