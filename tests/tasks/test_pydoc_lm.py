@@ -21,7 +21,7 @@ def test_the_default_is_a_gpt_of_about_100k_parameters_on_half_a_megabyte():
     assert 80_000 < sum(p.numel() for p in model.parameters()) < 130_000
     assert "blocks.0.attention.qkv.weight" in names and "head.weight" in names
     assert len(task._data.tokens) > 300_000 and "a" in task.vocabulary
-    assert sum(len(tokens) for tokens, _ in task.evaluation()) == 64
+    assert sum(len(tokens) for tokens, _ in task.evaluation()) == 16
     losses = task.loss(model, task.batch(0, 0))
     assert losses.shape == (32, 64)
     assert losses.mean().item() == pytest.approx(torch.tensor(len(task.vocabulary)).log().item(), rel=0.02)
