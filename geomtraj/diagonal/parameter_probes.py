@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-import operator
 import warnings
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +11,7 @@ from torch import Tensor
 
 from geomtraj.diagonal.output_split import close
 from geomtraj.diagonal.signs import key_of, signs
+from geomtraj.diagonal.slicing import cut, rebuilt, tensors_of
 from geomtraj.errors import InputError
 from geomtraj.problem import Problem, leaves
 
@@ -53,13 +52,15 @@ def probe_parameters(
     names = [name for name in parameters if name in elsewhere]
     with torch.no_grad():
         losses, weights = problem.losses(parameters, batch)
-        whole = _sums(losses, weights)
-    cut = _cut(batch, len(whole))
-    how = BY_BATCH if cut is None and len(whole) > 1 else BY_EXAMPLE
+        whole = loss_sums(losses, weights)
+    parts = cut(batch, len(whole))
+    if parts is not None and not stands_alone(problem, parameters, parts[0]):
+        parts = None
+    how = BY_BATCH if parts is None and len(whole) > 1 else BY_EXAMPLE
     for name in names:
         elsewhere[name] = how if how == BY_BATCH else (elsewhere[name] or how)
     products = 0.0
-    for graph, rows in _graphs(problem, parameters, names, batch, cut, whole):
+    for graph, rows in _graphs(problem, parameters, names, batch, parts, whole):
         products += _probe(graph, names, numbers[rows], samples, seed, add) * graph.share
     return round(products)
 
@@ -113,27 +114,27 @@ def _graphs(
     parameters: Mapping[str, Tensor],
     names: list[str],
     batch: Any,
-    cut: list[Any] | None,
+    parts: list[Any] | None,
     whole: Tensor,
 ) -> Iterator[tuple[_Graph, slice]]:
-    if cut is None:
+    if parts is None:
         yield _part(problem, parameters, names, batch)[0], slice(None)
         return
-    together = _mapped(problem, parameters, names, batch, whole) if len(cut) > 1 else None
+    together = _mapped(problem, parameters, names, batch, whole) if len(parts) > 1 else None
     if together is not None:
         yield together, slice(None)
         return
-    for n, part in enumerate(cut):
+    for n, part in enumerate(parts):
         graph, values = _part(problem, parameters, names, part)
-        _check_alone(values, whole[n : n + 1])
-        graph.share = 1 / len(cut)
+        check_alone(values, whole[n : n + 1])
+        graph.share = 1 / len(parts)
         yield graph, slice(n, n + 1)
 
 
 def _part(problem: Problem, parameters: Mapping[str, Tensor], names: list[str], batch: Any) -> tuple[_Graph, Tensor]:
     """The graph of a whole batch with one row of leaves, and its examples' losses."""
     own = leaves({name: parameters[name][None] for name in names})
-    values = _sums(*problem.losses({**parameters, **{name: p[0] for name, p in own.items()}}, batch))
+    values = loss_sums(*problem.losses({**parameters, **{name: p[0] for name, p in own.items()}}, batch))
     return _Graph(values.sum(), own), values.detach()
 
 
@@ -145,13 +146,13 @@ def _mapped(
 
     def alone(rows: dict[str, Tensor], tensors: list[Tensor]) -> Tensor:
         rest = iter(tensors)
-        part = _map(batch, lambda _tensor: next(rest)[None])
-        return _sums(*problem.losses({**parameters, **rows}, part))[0]
+        part = rebuilt(batch, lambda _tensor: next(rest)[None])
+        return loss_sums(*problem.losses({**parameters, **rows}, part))[0]
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of batching rules that vmap lacks: slow, not wrong
-            values = torch.func.vmap(alone)(own, list(_tensors(batch)))
+            values = torch.func.vmap(alone)(own, list(tensors_of(batch)))
             graph = _Graph(values.sum(), own)
             usual, _ = _part(problem, parameters, names, batch)
             right = close(values.detach(), whole) and all(_agree(graph, usual, name) for name in names)
@@ -168,7 +169,22 @@ def _agree(graph: _Graph, usual: _Graph, name: str) -> bool:
     return close(graph.product(name, z.expand(shape)).sum(0), usual.product(name, z)[0])
 
 
-def _check_alone(alone: Tensor, within: Tensor) -> None:
+def stands_alone(problem: Problem, parameters: Mapping[str, Tensor], part: Any) -> bool:
+    """Whether the loss takes this part of a batch at all: a tensor that only looks like a column may be cut in it."""
+    try:
+        with torch.no_grad():
+            problem.losses(parameters, part)
+    except Exception:  # whatever the user's code raises on what it was not written for
+        return False
+    return True
+
+
+def check_alone(alone: Tensor, within: Tensor) -> None:
+    """Losses of examples in smaller batches must be those in their own batch.
+
+    Raises:
+        InputError: They are not.
+    """
     if alone.shape != within.shape or not close(alone, within):
         raise InputError(
             "an example's loss depends on the other examples of its batch, which method 'probing' cannot handle: "
@@ -177,42 +193,7 @@ def _check_alone(alone: Tensor, within: Tensor) -> None:
         )
 
 
-def _sums(losses: Tensor, weights: Tensor | None) -> Tensor:
+def loss_sums(losses: Tensor, weights: Tensor | None) -> Tensor:
+    """Weighted losses of each example, (B,)."""
     values = losses if weights is None else losses * weights
     return values.reshape(values.shape[0], -1).sum(1)
-
-
-def _cut(batch: Any, examples: int) -> list[Any] | None:
-    """The batch's examples as batches of one, if every tensor in it has them on its first axis."""
-    sizes = {t.shape[0] if t.dim() else 0 for t in _tensors(batch)}
-    if examples == 1:
-        return [batch]
-    if sizes != {examples}:
-        return None
-    return [_map(batch, operator.itemgetter(slice(n, n + 1))) for n in range(examples)]
-
-
-def _tensors(item: Any) -> Iterator[Tensor]:
-    if isinstance(item, Tensor):
-        yield item
-    elif isinstance(item, Mapping):
-        for value in item.values():
-            yield from _tensors(value)
-    elif isinstance(item, (tuple, list)):
-        for value in item:
-            yield from _tensors(value)
-
-
-def _map(item: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(item, Tensor):
-        return change(item)
-    if isinstance(item, MutableMapping):
-        mapped = copy.copy(item)
-        for key, value in item.items():
-            mapped[key] = _map(value, change)
-        return mapped
-    if isinstance(item, tuple) and hasattr(item, "_fields"):
-        return type(item)(*(_map(value, change) for value in item))
-    if isinstance(item, (tuple, list)):
-        return type(item)(_map(value, change) for value in item)
-    return item

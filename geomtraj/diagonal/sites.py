@@ -35,6 +35,23 @@ class Use:
 
 
 @dataclass
+class Tracked:
+    """A tensor whose entries are `scale` times entries of one parameter, plus constants.
+
+    Attributes:
+        value: The tensor.
+        name: The parameter.
+        index: Place in the flattened parameter of each entry; -1 where no derivative flows.
+        scale: The factor.
+    """
+
+    value: Tensor
+    name: str
+    index: Tensor
+    scale: float = 1.0
+
+
+@dataclass
 class Site:
     """A place in the forward pass where a perturbation is added.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable
 
@@ -234,17 +233,16 @@ def z_scores(problem: gt.Problem, exact: Tensor, samples: int, seeds: int) -> tu
     noisy = sems.amax(0) > tolerance
     assert (errors[:, ~noisy].abs() < tolerance).all()
     errors, sems = errors[:, noisy], sems[:, noisy].clamp_min(tolerance)
-    spread = errors.std(0) if noisy.any() else torch.zeros(0)
-    return errors / sems, errors.mean(0) / (spread / math.sqrt(seeds) + tolerance)
+    return errors / sems, errors.mean(0) / (sems.square().mean(0) / seeds).sqrt()
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_the_mean_is_the_diagonal(name):
     problem, exact = build(name)
-    z, bias = z_scores(problem, exact, samples=4, seeds=16)
+    z, bias = z_scores(problem, exact, samples=4, seeds=6)
     if bias.numel():
-        assert bias.square().mean() < 2  # near 1.15, for Student's t with 15 degrees of freedom
-        assert bias.abs().max() < 6
+        assert bias.square().mean() < 1.6
+        assert bias.abs().max() < 5
         assert (z.abs() < 3).double().mean() > 0.9
 
 
@@ -273,7 +271,7 @@ def test_standard_errors_are_calibrated(name):
     if z.numel():
         assert 0.75 < z.square().mean() < 1.3
         assert 0.92 < (z.abs() < 1.96).double().mean() < 0.98
-        assert bias.square().mean() < 2
+        assert bias.square().mean() < 1.6
 
 
 def regrouped(problem: gt.Problem, sizes: list[int]) -> gt.Problem:
@@ -315,6 +313,35 @@ def test_chunks_of_examples_give_the_same_numbers(monkeypatch):
     monkeypatch.setattr(sys.modules["geomtraj.diagonal.clusters"], "CHUNK_BYTES", 1)
     apart = probing(problem, 3)
     assert torch.allclose(whole.values, apart.values, rtol=1e-10) and torch.allclose(whole.sem, apart.sem, rtol=1e-6)
+
+
+def test_batches_are_cut_where_memory_is_short(monkeypatch):
+    problem, _ = build("encoder_layer")
+    whole = probing(problem, 3)
+    sizes = []
+    losses = gt.Problem.losses
+
+    def spied(self: gt.Problem, parameters, batch):
+        sizes.append(len(batch[0]))
+        return losses(self, parameters, batch)
+
+    monkeypatch.setattr(gt.Problem, "losses", spied)
+    monkeypatch.setattr(sys.modules["geomtraj.diagonal.probing"], "available_bytes", lambda _device: 1)
+    apart = probing(problem, 3)
+    assert sizes.count(3) == 1  # only to see that its examples have the same losses apart
+    assert torch.allclose(whole.values, apart.values, rtol=1e-9, atol=1e-12)
+
+
+def test_a_column_that_is_none_is_not_cut():
+    """Three class weights beside three examples: the batch cannot be cut."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.PReLU()).double()
+    x, y, w = torch.randn(3, 3).double(), torch.arange(3), torch.tensor([1.0, 2.0, 3.0]).double()
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        return F.cross_entropy(model(batch[0]), batch[1], weight=batch[2], reduction="none")
+
+    diagonal = probing(gt.Problem(model, loss, [(x, y, w)]), 3)
+    assert diagonal.status.startswith("1.weight") and "sharing their signs" in diagonal.status
 
 
 def test_theta_and_float32():
@@ -406,8 +433,8 @@ def test_examples_that_cannot_be_cut_apart_share_their_signs():
     flat = gt.Problem(model, loss, [(x, y)])
     exact = gt.Hessian(flat).dense().diagonal()
     assert "sharing their signs" in probing(flat, 2).status
-    _, bias = z_scores(flat, exact, samples=4, seeds=16)
-    assert bias.square().mean() < 2
+    _, bias = z_scores(flat, exact, samples=4, seeds=8)
+    assert bias.square().mean() < 1.6
 
 
 def test_parameter_space_maps_over_the_examples_where_it_can(monkeypatch):
@@ -426,5 +453,5 @@ def test_parameter_space_maps_over_the_examples_where_it_can(monkeypatch):
     monkeypatch.setattr(sys.modules["geomtraj.diagonal.parameter_probes"], "_mapped", lambda *_: None)
     looped = probing(problem, 3)
     assert torch.allclose(mapped.values, looped.values, rtol=1e-8) and mapped.cost.matvecs == looped.cost.matvecs
-    exact = gt.Hessian(problem).dense().diagonal()
-    assert ((probing(problem, 300).values - exact) / probing(problem, 300).sem).abs().max() < 5
+    _, bias = z_scores(problem, gt.Hessian(problem).dense().diagonal(), samples=20, seeds=4)
+    assert bias.square().mean() < 3  # few entries, whose errors go together
