@@ -17,6 +17,9 @@ BIN      := $(VENV)/bin
 GEOMTRAJ := $(BIN)/geomtraj
 RUNS     := $(foreach o,$(OPTIMIZERS),$(foreach s,$(SEEDS),$(OUT)/$(o)/seed-$(s)))
 
+# Runs are trained and measured side by side, each in a process of one thread.
+MAKEFLAGS += --jobs=$(WORKERS)
+
 .DEFAULT_GOAL := help
 .PHONY: help report train measure contrast sweep test lint clean
 .DELETE_ON_ERROR:
@@ -36,7 +39,7 @@ help:  ## show this help
 	@echo "  TEXT        a text file for pydoc-lm instead of pydoc's topics               [$(TEXT)]"
 	@echo "  STATISTICS  what to measure, with commas: r_med, spectrum, trace, loss       [$(STATISTICS)]"
 	@echo "  SETTINGS    settings of the statistics [$(SETTINGS)]"
-	@echo "  WORKERS     processes that measure side by side                              [$(WORKERS)]"
+	@echo "  WORKERS     runs that are trained or measured side by side                   [$(WORKERS)]"
 	@echo "  OUT         folder of the runs and the report                                [$(OUT)]"
 	@echo "  PYTHON      the Python that makes $(VENV), 3.10 to 3.13                          [$(PYTHON)]"
 
@@ -76,7 +79,7 @@ $(OUT)/%/trained.json: $(OUT)/train.settings | $(BIN)/.installed
 
 # Deleting a result makes its folder newer than measured.json, and only what is missing is measured again.
 $(OUT)/%/measured.json: $(OUT)/%/trained.json $(OUT)/measure.settings $$(wildcard $(OUT)/$$*/results)
-	$(GEOMTRAJ) measure $(OUT)/$* --statistics $(STATISTICS) $(SETTINGS:%=--set %) --workers $(WORKERS) --device $(DEVICE)
+	$(GEOMTRAJ) measure $(OUT)/$* --statistics $(STATISTICS) $(SETTINGS:%=--set %) --device $(DEVICE)
 
 $(OUT)/contrast.csv: $(RUNS:%=%/measured.json) $(OUT)/report.settings
 	$(GEOMTRAJ) contrast $(RUNS) --out $@
@@ -89,7 +92,7 @@ sweep: | $(BIN)/.installed  ## choose learning rates for TASK and OPTIMIZERS on 
 	  $(if $(STEPS),--steps $(STEPS)) $(if $(TEXT),--text "$(TEXT)") --device $(DEVICE) --runs runs/sweep --save package
 comma := ,
 
-test: lint  ## lint, then run all tests
+test: lint $(BIN)/.installed-test  ## lint, then run all tests
 	$(BIN)/python -m pytest
 
 lint: $(BIN)/.installed-test  ## ruff (docstrings too) and mypy

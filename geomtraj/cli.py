@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -52,6 +51,14 @@ def main() -> None:
     """See how an optimizer shapes the terrain that its own trajectory runs through."""
 
 
+THREADS = click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    default=1,
+    help="Threads of each process. With one, runs side by side do not wait for each other.",
+)
+
+
 def task_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that choose a built-in task."""
     for option in (
@@ -77,14 +84,17 @@ def task_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--seed", type=int, default=0, help="Seed of initial parameters and batches.")
 @click.option("--iterates", type=int, default=7, help="How many iterates to record besides step 0.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the trajectory.")
+@THREADS
 def train_command(
     task_name: str, options: tuple[str, ...], text: Path | None, device: str, optimizer: str, lr: float | None,
     hyper: tuple[str, ...], steps: int | None, seed: int, iterates: int, out: Path,
+    threads: int,
 ) -> None:  # fmt: skip
     """Train a built-in task with one optimizer, recording the trajectory.
 
     A run that was stopped goes on from its last iterate.
     """
+    torch.set_num_threads(threads)
     task = _task(task_name, options, text, device)
     total = task.default_steps if steps is None else steps
     if iterates < 1 or total < 1:
@@ -107,15 +117,17 @@ def train_command(
 @click.option("--set", "settings", multiple=True, metavar="STATISTIC.SETTING=VALUE", help="Setting, repeatable.")
 @click.option("--workers", type=click.IntRange(min=1), default=1, help="Processes that measure iterates side by side.")
 @click.option("--device", help="Where to measure; the device of training if left out.")
+@THREADS
 def measure_command(
-    runs: tuple[Path, ...], statistics: str, settings: tuple[str, ...], workers: int, device: str | None
+    runs: tuple[Path, ...], statistics: str, settings: tuple[str, ...], workers: int, device: str | None, threads: int
 ) -> None:
     """Measure statistics at every iterate of runs that `geomtraj train` recorded.
 
     What is stored already is not measured again.
     """
     chosen = _statistics(statistics, settings)
-    with _pool(workers) as executor:
+    torch.set_num_threads(threads)
+    with _pool(workers, threads) as executor:
         for run in runs:
             trajectory = Trajectory(run)
             meta = trajectory.meta
@@ -162,11 +174,13 @@ def report_command(runs: tuple[Path, ...], out: Path) -> None:
 @click.option(
     "--save", type=click.Path(path_type=Path), help="JSON file that keeps the choice; the package's own: package."
 )
+@THREADS
 def sweep_command(
     task_name: str, options: tuple[str, ...], text: Path | None, device: str, names: str, steps: int | None, seeds: str,
-    folder: Path, save: Path | None,
+    folder: Path, save: Path | None, threads: int,
 ) -> None:  # fmt: skip
     """Choose each optimizer's learning rate on a log grid, with the same budget for each."""
+    torch.set_num_threads(threads)
     try:
         numbers = [int(seed) for seed in seeds.split(",")]
     except ValueError:
@@ -241,13 +255,8 @@ def _groups(runs: Iterable[Path]) -> dict[str, list[Results]]:
     return groups
 
 
-def _pool(workers: int) -> AbstractContextManager[Executor | None]:
-    """Processes that share the cores evenly; none for one worker."""
+def _pool(workers: int, threads: int) -> AbstractContextManager[Executor | None]:
+    """Processes with so many threads each; none for one worker."""
     if workers == 1:
         return nullcontext()
-    return ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(max(1, cores() // workers),))
-
-
-def cores() -> int:
-    """Number of processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,))
