@@ -100,16 +100,17 @@ class BatchProber:
         """A site whose positions do not couple: only v * u at each entry is needed, its outer product but once."""
         (number,) = group.sites
         positions, units = self.graph.shape(number)
+        outputs = math.prod(self.graph.output_shape) if self.graph.factor is not None else math.inf
+        if outputs <= min(units, self.samples) and self.graph.is_straight([number]):
+            return self._gauss_newton(group)
         if units <= self.samples:
             diagonal = self._one_hot(number, units)
             spread = torch.zeros_like(diagonal)
-        elif positions == 1 and self.graph.factor is not None and math.prod(self.graph.output_shape) <= self.samples:
-            self._gauss_newton(group)
-            if self.graph.is_straight([number]):
-                return
-            diagonal, spread = self._mean_and_spread(number, residual=True)
         else:
-            diagonal, spread = self._mean_and_spread(number)
+            few = positions == 1 and outputs <= self.samples
+            if few:
+                self._gauss_newton(group)
+            diagonal, spread = self._mean_and_spread(number, residual=few)
         for m in group.maps:
             self.tally.add(m.name, m.index, m.weighted(diagonal, 2), m.weighted(spread, 4))
 

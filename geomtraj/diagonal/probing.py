@@ -46,8 +46,13 @@ def probing(problem: Problem, samples: int = 64, seed: int = 0, theta: Tensor | 
       three probes on the first example decide.
     - Uses of the same entries (tied weights, repeated modules) are summed before multiplying; where the input of one
       depends on another, 2 g dx/dtheta is added, without which a tied embedding is off by half.
-    - No gain: signs that are products of one sign per position and one per unit (cheaper outer products, 0.7 to 1.2
-      times the error), more than one site at once, Hadamard signs.
+    - No gain: signs that are products of one sign per position and one per unit (cheaper outer products, but these are
+      a tenth of the time, at 0.8 to 1.2 times the error), the norms all at once (4 % less time, up to twice their
+      error), separate passes for query, key and value.
+
+    In ReLU networks with ten outputs all this makes ten probes exact: 0.1 s for 10,000 parameters, by one-hot products
+    14 s (MLP) and 60 s (CNN). Time grows linearly with examples and with the width of layers; each site has a pass of
+    its own, from there to the loss and back, so it grows with the square of the depth, and the errors shrink for it.
 
     A parameter whose uses do not add up to its true gradient, or do not belong to one example each, is probed in
     parameter space instead, one example's copy at a time; the status says so.
