@@ -15,6 +15,9 @@ PYTHON     ?= python3
 VENV     := .venv
 BIN      := $(VENV)/bin
 GEOMTRAJ := $(BIN)/geomtraj
+comma    := ,
+# The settings of those statistics that are measured.
+CHOSEN   := $(foreach s,$(SETTINGS),$(if $(filter $(firstword $(subst ., ,$(s))),$(subst $(comma), ,$(STATISTICS))),$(s)))
 RUNS     := $(foreach o,$(OPTIMIZERS),$(foreach s,$(SEEDS),$(OUT)/$(o)/seed-$(s)))
 
 # Runs are trained and measured side by side, each in a process of one thread.
@@ -38,12 +41,12 @@ help:  ## show this help
 	@echo "  STEPS       optimizer steps; empty for the task's default                    [$(STEPS)]"
 	@echo "  TEXT        a text file for pydoc-lm instead of pydoc's topics               [$(TEXT)]"
 	@echo "  STATISTICS  what to measure, with commas: r_med, spectrum, trace, loss       [$(STATISTICS)]"
-	@echo "  SETTINGS    settings of the statistics [$(SETTINGS)]"
+	@echo "  SETTINGS    of the statistics  [$(SETTINGS)]"
 	@echo "  WORKERS     runs that are trained or measured side by side                   [$(WORKERS)]"
 	@echo "  OUT         folder of the runs and the report                                [$(OUT)]"
 	@echo "  PYTHON      the Python that makes $(VENV), 3.10 to 3.13                          [$(PYTHON)]"
 
-report: $(OUT)/report.html  ## the main job: train, measure, contrast, and write $(OUT)/report.html
+report: $(OUT)/report.html  ## the main job: train, measure, compare, and write report.html into OUT
 	@echo "open $(OUT)/report.html"
 
 train: $(RUNS:%=%/trained.json)  ## train TASK with each of OPTIMIZERS and SEEDS, recording iterates
@@ -79,7 +82,7 @@ $(OUT)/%/trained.json: $(OUT)/train.settings | $(BIN)/.installed
 
 # Deleting a result makes its folder newer than measured.json, and only what is missing is measured again.
 $(OUT)/%/measured.json: $(OUT)/%/trained.json $(OUT)/measure.settings $$(wildcard $(OUT)/$$*/results)
-	$(GEOMTRAJ) measure $(OUT)/$* --statistics $(STATISTICS) $(SETTINGS:%=--set %) --device $(DEVICE)
+	$(GEOMTRAJ) measure $(OUT)/$* --statistics $(STATISTICS) $(CHOSEN:%=--set %) --device $(DEVICE)
 
 $(OUT)/contrast.csv: $(RUNS:%=%/measured.json) $(OUT)/report.settings
 	$(GEOMTRAJ) contrast $(RUNS) --out $@
@@ -90,7 +93,6 @@ $(OUT)/report.html: $(RUNS:%=%/measured.json) $(OUT)/report.settings
 sweep: | $(BIN)/.installed  ## choose learning rates for TASK and OPTIMIZERS on a log grid (writes the package's own table)
 	$(GEOMTRAJ) sweep --task $(TASK) --optimizers $(subst $() $(),$(comma),$(strip $(OPTIMIZERS))) \
 	  $(if $(STEPS),--steps $(STEPS)) $(if $(TEXT),--text "$(TEXT)") --device $(DEVICE) --runs runs/sweep --save package
-comma := ,
 
 test: lint $(BIN)/.installed-test  ## lint, then run all tests
 	$(BIN)/python -m pytest
