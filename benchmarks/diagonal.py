@@ -239,7 +239,8 @@ def main(models: str, samples: str, reference: int, exact_up_to: int, threads: i
     torch.set_num_threads(threads)
     warnings.filterwarnings("ignore")
     content: dict = {
-        "command": f"python benchmarks/diagonal.py --models {models} --samples {samples} --threads {threads}",
+        "command": f"python benchmarks/diagonal.py --models {models} --samples {samples} --reference {reference} "
+        f"--exact-up-to {exact_up_to} --threads {threads} --out {out}",
         "versions": {"torch": torch.__version__, "geomtraj": gt.__version__, "python": platform.python_version()},
         "machine": f"{platform.machine()}, {psutil.cpu_count()} cores, {threads} threads",
         "models": {},
