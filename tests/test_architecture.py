@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "geomtraj"
 FLOORS = [
-    {"_version", "errors", "isolation", "layout", "seeding"},
+    {"_version", "errors", "isolation", "layout", "seeding", "slicing"},
     {"problem"},
     {"operators"},
     {"linalg"},

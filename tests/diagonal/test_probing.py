@@ -310,7 +310,7 @@ def test_every_example_has_its_own_signs():
 def test_chunks_of_examples_give_the_same_numbers(monkeypatch):
     problem, _ = build("encoder_layer")
     whole = probing(problem, 3)
-    monkeypatch.setattr(sys.modules["geomtraj.diagonal.clusters"], "CHUNK_BYTES", 1)
+    monkeypatch.setattr(sys.modules["geomtraj.diagonal.sites.clusters"], "CHUNK_BYTES", 1)
     apart = probing(problem, 3)
     assert torch.allclose(whole.values, apart.values, rtol=1e-10) and torch.allclose(whole.sem, apart.sem, rtol=1e-6)
 
@@ -326,7 +326,7 @@ def test_batches_are_cut_where_memory_is_short(monkeypatch):
         return losses(self, parameters, batch)
 
     monkeypatch.setattr(gt.Problem, "losses", spied)
-    monkeypatch.setattr(sys.modules["geomtraj.diagonal.probing"], "available_bytes", lambda _device: 1)
+    monkeypatch.setattr(sys.modules["geomtraj.diagonal.probing.estimate"], "available_bytes", lambda _device: 1)
     apart = probing(problem, 3)
     assert sizes.count(3) == 1  # only to see that its examples have the same losses apart
     assert torch.allclose(whole.values, apart.values, rtol=1e-9, atol=1e-12)
@@ -450,7 +450,7 @@ def test_parameter_space_maps_over_the_examples_where_it_can(monkeypatch):
     problem = classification(Net(), 3)
     mapped = probing(problem, 3)
     assert "each example with its own signs" in mapped.status
-    monkeypatch.setattr(sys.modules["geomtraj.diagonal.parameter_probes"], "_mapped", lambda *_: None)
+    monkeypatch.setattr(sys.modules["geomtraj.diagonal.probing.parameter_probes"], "_mapped", lambda *_: None)
     looped = probing(problem, 3)
     assert torch.allclose(mapped.values, looped.values, rtol=1e-8) and mapped.cost.matvecs == looped.cost.matvecs
     _, bias = z_scores(problem, gt.Hessian(problem).dense().diagonal(), samples=20, seeds=4)

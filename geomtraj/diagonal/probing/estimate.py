@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from geomtraj.diagonal.base import Cost, Diagonal, describe
-from geomtraj.diagonal.batch_prober import BatchProber, Settings, Tally
-from geomtraj.diagonal.parameter_probes import check_alone, loss_sums, probe_parameters, stands_alone
-from geomtraj.diagonal.sited_graph import SitedGraph
-from geomtraj.diagonal.slicing import cut, sliced
+from geomtraj.diagonal.probing.batch_prober import BatchProber, Settings, Tally
+from geomtraj.diagonal.probing.parameter_probes import check_alone, loss_sums, probe_parameters, stands_alone
+from geomtraj.diagonal.sites.sited_graph import SitedGraph
 from geomtraj.errors import InputError
 from geomtraj.linalg.chunks import at_least
 from geomtraj.operators.memory import SavedBytes, available_bytes
 from geomtraj.problem import Problem
+from geomtraj.slicing import cut, sliced
 
 GRAPH_COPIES = 2.5
 """Memory of a batch while it is probed, over what autograd saves in its graph."""

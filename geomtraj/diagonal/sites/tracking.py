@@ -17,8 +17,15 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from geomtraj.diagonal.linear_functions import ELEMENTWISE, HANDLERS, IN_PLACE, PASSED_THROUGH, REARRANGEMENTS, SCALES
-from geomtraj.diagonal.sites import Site, Tracked, Use
+from geomtraj.diagonal.sites.linear_functions import (
+    ELEMENTWISE,
+    HANDLERS,
+    IN_PLACE,
+    PASSED_THROUGH,
+    REARRANGEMENTS,
+    SCALES,
+)
+from geomtraj.diagonal.sites.uses import Site, Tracked, Use
 
 
 class Tracker(TorchFunctionMode):

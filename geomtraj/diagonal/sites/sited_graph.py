@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geomtraj.diagonal.linear_maps import LinearMap, bound, data_of
-from geomtraj.diagonal.output_split import LossFactor, OutputRecorder, close, loss_factor
-from geomtraj.diagonal.signs import key_of, signs
-from geomtraj.diagonal.sites import ExampleAxis, Site, candidate_axes
-from geomtraj.diagonal.tracking import Tracker
+from geomtraj.diagonal.sites.linear_maps import LinearMap, bound, data_of
+from geomtraj.diagonal.sites.output_split import LossFactor, OutputRecorder, close, loss_factor
+from geomtraj.diagonal.sites.signs import key_of, signs
+from geomtraj.diagonal.sites.tracking import Tracker
+from geomtraj.diagonal.sites.uses import ExampleAxis, Site, candidate_axes
 from geomtraj.problem import Problem
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geomtraj.diagonal.output_split import close
-from geomtraj.diagonal.signs import key_of, signs
-from geomtraj.diagonal.slicing import cut, rebuilt, tensors_of
+from geomtraj.diagonal.sites.output_split import close
+from geomtraj.diagonal.sites.signs import key_of, signs
 from geomtraj.errors import InputError
 from geomtraj.problem import Problem, leaves
+from geomtraj.slicing import cut, rebuilt, tensors_of
 
 BY_EXAMPLE = "probed in parameter space, each example with its own signs"
 BY_BATCH = "probed in parameter space, the examples of a batch sharing their signs, which gives larger errors"

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geomtraj.diagonal.clusters import Cluster, ClusterSums, Group, Place, group_of, plan
-from geomtraj.diagonal.signs import key_of, signs
-from geomtraj.diagonal.sited_graph import SitedGraph
+from geomtraj.diagonal.sites.clusters import Cluster, ClusterSums, Group, Place, group_of, plan
+from geomtraj.diagonal.sites.signs import key_of, signs
+from geomtraj.diagonal.sites.sited_graph import SitedGraph
 from geomtraj.problem import Problem
 
 SPREAD_TERMS = 1024

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from geomtraj.diagonal.linear_maps import Gather, LinearMap
-from geomtraj.diagonal.signs import signs, signs_at
-from geomtraj.diagonal.sited_graph import SitedGraph
+from geomtraj.diagonal.sites.linear_maps import Gather, LinearMap
+from geomtraj.diagonal.sites.signs import signs, signs_at
+from geomtraj.diagonal.sites.sited_graph import SitedGraph
 from geomtraj.operators.memory import available_bytes
 
 CHUNK_BYTES = 2**25

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from geomtraj.diagonal.sites import ExampleAxis, Site, Use
+from geomtraj.diagonal.sites.uses import ExampleAxis, Site, Use
 
 ALL = slice(None)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geomtraj.diagonal.signs import key_of, signs
+from geomtraj.diagonal.sites.signs import key_of, signs
 
 
 @dataclass

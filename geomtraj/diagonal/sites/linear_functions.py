@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from geomtraj.diagonal.linear_maps import patches
-from geomtraj.diagonal.sites import Tracked, Use
+from geomtraj.diagonal.sites.linear_maps import patches
+from geomtraj.diagonal.sites.uses import Tracked, Use
 
 if TYPE_CHECKING:
-    from geomtraj.diagonal.tracking import Tracker
+    from geomtraj.diagonal.sites.tracking import Tracker
 
 
 def _linear(tracker: Tracker, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
