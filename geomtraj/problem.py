@@ -86,7 +86,7 @@ class Problem:
         with self.session(), torch.no_grad():
             for batch in self._batches:
                 total += self.batch_sum(parameters, batch)
-        return (total / self.total_weight).to(self.dtype)
+        return (self.over_ranks(total) / self.total_weight).to(self.dtype)
 
     def gradient(self, theta: Tensor | None = None) -> Tensor:
         """The gradient of L, shape (P,); at the current parameters if theta is left out.
@@ -104,7 +104,7 @@ class Problem:
                     raise ComputationError(_UNREACHED)
                 grads = torch.autograd.grad(value, list(parameters.values()), allow_unused=True, materialize_grads=True)
                 total += torch.cat([g.reshape(-1) for g in grads])
-        return total / self.total_weight
+        return self.over_ranks(total) / self.total_weight
 
     def select(self, globs: str | Iterable[str]) -> list[str]:
         """Names of the selected parameters that match the globs, in layout order."""
@@ -168,6 +168,10 @@ class Problem:
         """sum(w * losses) of one batch, 0-d; L is the sum of these over `total_weight`. Call it inside `session()`."""
         losses, weights = self.losses(parameters, batch)
         return losses.sum() if weights is None else (losses * weights).sum()
+
+    def over_ranks(self, tensor: Tensor) -> Tensor:
+        """The sum of a tensor over all processes that share the batches; the tensor itself where there is one."""
+        return tensor
 
     def fingerprint(self) -> str:
         """A short hash of what is measured: data, loss code, parameters' names and shapes, dtype, mode."""

@@ -56,7 +56,7 @@ class GGN(SymmetricOperator):
                     along = [vectors[slot.slice, j].reshape(slot.shape) for slot in self.layout.values()]
                     rows = split.product(list(own.values()), along)
                     total[:, j] += torch.cat([row.reshape(-1) for row in rows])
-        return total / self.problem.total_weight
+        return self.problem.over_ranks(total) / self.problem.total_weight
 
 
 class _SplitLoss:
