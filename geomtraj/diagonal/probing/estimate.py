@@ -10,17 +10,18 @@ import torch
 from torch import Tensor
 
 from geomtraj.diagonal.base import Cost, Diagonal, describe
-from geomtraj.diagonal.probing.batch_prober import BatchProber, Settings, Tally
+from geomtraj.diagonal.probing.batch_prober import BatchProber, Settings
 from geomtraj.diagonal.probing.parameter_probes import check_alone, loss_sums, probe_parameters, stands_alone
 from geomtraj.diagonal.sites.sited_graph import SitedGraph
+from geomtraj.diagonal.sites.sums import Tally
 from geomtraj.errors import InputError
 from geomtraj.linalg.chunks import at_least
 from geomtraj.operators.memory import SavedBytes, available_bytes
-from geomtraj.problem import Problem
+from geomtraj.problem import Problem, leaves
 from geomtraj.slicing import cut, sliced
 
-GRAPH_COPIES = 2.5
-"""Memory of a batch while it is probed, over what autograd saves in its graph."""
+GRAPH_COPIES = 12
+"""Memory of a batch while it is probed, over what autograd saves for the gradient of its loss (11 on a GPT)."""
 
 
 def probing(problem: Problem, samples: int = 64, seed: int = 0, theta: Tensor | None = None) -> Diagonal:
@@ -112,24 +113,17 @@ def probing(problem: Problem, samples: int = 64, seed: int = 0, theta: Tensor | 
 
 
 def _parts(problem: Problem, parameters: dict[str, Tensor]) -> Iterator[Any]:
-    """The batches, cut into smaller ones where their graphs would not fit into half of the free memory.
-
-    What one example of the first batch takes is taken to be what any example takes.
-    """
-    each: float | None = None
+    """The batches, cut into smaller ones where their graphs would not fit into half of the free memory."""
     for batch in problem.batches:
-        with torch.no_grad():
-            losses, weights = problem.losses(parameters, batch)
-        examples = cut(batch, len(losses))
-        if examples is not None and each is None and stands_alone(problem, parameters, examples[0]):
-            with SavedBytes() as saved:
-                SitedGraph(problem, parameters, list(parameters), examples[0])
-            each = GRAPH_COPIES * saved.total
-        room = available_bytes(problem.device) / 2
-        if examples is None or each is None or each * len(losses) <= room:
+        with SavedBytes() as saved:
+            losses, weights = problem.losses(leaves(parameters), batch)
+        losses, weights = losses.detach(), None if weights is None else weights.detach()
+        needed, room = GRAPH_COPIES * saved.total, available_bytes(problem.device) / 2
+        examples = cut(batch, len(losses)) if needed > room else None
+        if examples is None or not stands_alone(problem, parameters, examples[0]):
             yield batch
             continue
-        parts = sliced(batch, len(losses), max(1, int(room / each)))
+        parts = sliced(batch, len(losses), max(1, int(len(losses) * room / needed)))
         with torch.no_grad():
             apart = torch.cat([loss_sums(*problem.losses(parameters, part)) for part in parts])
         check_alone(apart, loss_sums(losses, weights))
@@ -151,8 +145,7 @@ def _sound_graph(problem: Problem, parameters: dict[str, Tensor], elsewhere: dic
         graph = SitedGraph(problem, parameters, [n for n in parameters if n not in elsewhere], batch)
         failed = set(graph.failed)
         if not failed:
-            coupled = [n for n in range(len(graph.sites)) if not graph.independent(n)]
-            failed = {use.name for n in coupled for use in graph.sites[n].uses}
+            failed = {use.name for n in graph.coupled() for use in graph.sites[n].uses}
         if not failed:
             return graph
         elsewhere |= {name: "" for name in parameters if name in failed}

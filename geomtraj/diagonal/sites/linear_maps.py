@@ -1,7 +1,8 @@
 """What a use of a parameter does to probes: maps from values at its site to derivatives by the parameter.
 
-A map takes values v (B, T, U) on a site's perturbation to A(v), each example's derivative of <v, output> by the
-parameter: (v^T x)_ij for a weight, sums over positions for a bias or a gain, sums over equal tokens for an embedding.
+A map takes values v (B, k, T, U) on a site's perturbation, k vectors for each example, to A(v), each example's
+derivative of <v, output> by the parameter: (v^T x)_ij for a weight, sums over positions for a bias or a gain, sums over
+equal tokens for an embedding.
 """
 
 from __future__ import annotations
@@ -42,25 +43,25 @@ class LinearMap:
         self.row_entries = self.index.numel()
 
     def outer(self, v: Tensor, rows: slice = ALL, data: Tensor | None = None) -> Tensor:
-        """A(v) of the examples in `rows`, (rows, K), with other data in the place of the map's own if given."""
+        """A(v) of the examples in `rows`, (rows, k, K), with other data in the place of the map's own if given."""
         raise NotImplementedError
 
     def forward(self, z: Tensor, rows: slice = ALL) -> Tensor:
-        """The change (rows, T, U) at the site when each example's parameter changes by z, (rows, K) as in `outer`."""
+        """The change (rows, k, T, U) at the site when each example's parameter changes by z, as in `outer`."""
         raise NotImplementedError
 
     def forward_dense(self, z: Tensor, rows: slice = ALL) -> Tensor:
-        """As `forward`, for z (rows, size + 1) by the parameter's own entries, and one more for none."""
-        return self.forward(z[:, self.index], rows)
+        """As `forward`, for z (rows, k, size + 1) by the parameter's own entries, and one more for none."""
+        return self.forward(z[..., self.index], rows)
 
     def dense(self, v: Tensor, rows: slice = ALL, data: Tensor | None = None) -> Tensor:
-        """As `outer`, by the parameter's own entries, and one more for none, (rows, size + 1)."""
+        """As `outer`, by the parameter's own entries, and one more for none, (rows, k, size + 1)."""
         part = self.outer(v, rows, data)
-        return part.new_zeros(part.shape[0], self.size + 1).index_add_(1, self.index, part)
+        return part.new_zeros(*part.shape[:2], self.size + 1).index_add_(2, self.index, part)
 
     def summed(self, v: Tensor) -> Tensor:
-        """A(v) summed over the examples, (size + 1,)."""
-        part = self.outer(v).sum(0)
+        """A(v) summed over the examples for v (B, T, U), (size + 1,)."""
+        part = self.outer(v.unsqueeze(1)).sum((0, 1))
         return part.new_zeros(self.size + 1).index_add_(0, self.index, part)
 
     def weighted(self, d: Tensor, power: int) -> Tensor:
@@ -80,36 +81,44 @@ class Weight(LinearMap):
         self.inputs = self._x.shape[3]
 
     def _grouped(self, v: Tensor) -> Tensor:
-        """Values (B, T, U) as (B, T, G, U / G)."""
+        """Values (B, k, T, U) as (B, k, T, G, U / G)."""
         if self._spread is None:
             return v.unflatten(-1, (self._x.shape[2], -1))
         lead = self._site.moved(self._site.eps).shape[:-1]
-        return self._axis.positions(self._spread(self._site.restored(self._axis.restored(v, lead))), 2)
+        each = [self._spread(self._site.restored(self._axis.restored(one, lead))) for one in v.unbind(1)]
+        return torch.stack([self._axis.positions(one, 2) for one in each], 1)
 
     def outer(self, v: Tensor, rows: slice = ALL, data: Tensor | None = None) -> Tensor:
-        """A(v) of the examples in `rows`, (rows, K)."""
-        v, x = self._grouped(v)[rows], (self._x if data is None else data)[rows]
-        return (self._product(v, x) if self._spread is None else self._product(x, v)).flatten(1)
+        """A(v) of the examples in `rows`, (rows, k, K)."""
+        part = self._product(self._grouped(v)[rows], (self._x if data is None else data)[rows])
+        return (part if self._spread is None else part.transpose(3, 4)).flatten(2)
 
     def forward(self, z: Tensor, rows: slice = ALL) -> Tensor:
-        """The change x z^T (rows, T, U), not for a transposed convolution."""
+        """The change x z^T (rows, k, T, U), not for a transposed convolution."""
         x = self._x[rows].transpose(1, 2)  # (B, G, T, J)
-        z = z.reshape(len(z), x.shape[1], -1, x.shape[3])
-        return (x @ z.transpose(2, 3)).transpose(1, 2).flatten(2) * self.scale
+        z = z.unflatten(2, (x.shape[1], -1, x.shape[3])).permute(0, 2, 4, 1, 3)  # (B, G, J, k, U / G)
+        change = (x @ z.flatten(3)).unflatten(3, z.shape[3:])  # (B, G, T, k, U / G)
+        return change.permute(0, 3, 2, 1, 4).flatten(3) * self.scale
 
     def summed(self, v: Tensor) -> Tensor:
-        """A(v) summed over the examples, (size + 1,)."""
-        a, x = self._grouped(v).flatten(0, 1)[None], self._x.flatten(0, 1)[None]
-        part = (self._product(a, x) if self._spread is None else self._product(x, a)).flatten()
+        """A(v) summed over the examples for v (B, T, U), (size + 1,)."""
+        part = self._together(self._grouped(v.unsqueeze(1)), self._x)
         return part.new_zeros(self.size + 1).index_add_(0, self.index, part)
 
     def weighted(self, d: Tensor, power: int) -> Tensor:
         """Sum over examples and positions of d (B, T, U) times the inputs to that power, (K,)."""
-        d, x = self._grouped(d).flatten(0, 1)[None], self._x.flatten(0, 1)[None]
-        return self._product(d, x.pow(power)).flatten() * (self.scale ** (power - 1))
+        return self._together(self._grouped(d.unsqueeze(1)), self._x.pow(power)) * self.scale ** (power - 1)
+
+    def _together(self, v: Tensor, x: Tensor) -> Tensor:
+        """The products (K,) summed over examples, by one matrix product."""
+        part = self._product(v.transpose(0, 1).flatten(1, 2).unsqueeze(1), x.flatten(0, 1)[None])
+        return (part if self._spread is None else part.transpose(3, 4)).flatten()
 
     def _product(self, v: Tensor, x: Tensor) -> Tensor:
-        return (v.permute(0, 2, 3, 1) @ x.permute(0, 2, 1, 3)) * self.scale
+        """Values (B, k, T, G, U) times data (B, T, G, J), summed over positions, (B, k, G, U, J)."""
+        probes, units = v.shape[1], v.shape[4]
+        part = v.permute(0, 3, 1, 4, 2).flatten(2, 3) @ x.permute(0, 2, 1, 3)
+        return part.unflatten(2, (probes, units)).transpose(1, 2) * self.scale
 
 
 class Channel(LinearMap):
@@ -121,14 +130,14 @@ class Channel(LinearMap):
         self._positions = axis.positions(site.moved(site.eps)).shape[1]
 
     def outer(self, v: Tensor, rows: slice = ALL, data: Tensor | None = None) -> Tensor:
-        """A(v) of the examples in `rows`, (rows, U)."""
+        """A(v) of the examples in `rows`, (rows, k, U)."""
         factor = self._factor if data is None else data
-        return (v[rows] if factor is None else v[rows] * factor[rows]).sum(1) * self.scale
+        return (v[rows] if factor is None else v[rows] * factor[rows].unsqueeze(1)).sum(2) * self.scale
 
     def forward(self, z: Tensor, rows: slice = ALL) -> Tensor:
-        """The change at every position (rows, T, U)."""
-        z = z[:, None].expand(-1, self._positions, -1) * self.scale
-        return z if self._factor is None else z * self._factor[rows]
+        """The change at every position (rows, k, T, U)."""
+        z = z.unsqueeze(2).expand(-1, -1, self._positions, -1) * self.scale
+        return z if self._factor is None else z * self._factor[rows].unsqueeze(1)
 
     def weighted(self, d: Tensor, power: int) -> Tensor:
         """Sum over examples and positions of d times the factor to that power, (U,)."""
@@ -154,22 +163,27 @@ class Gather(LinearMap):
         self.row_entries = self._places.shape[1]
 
     def outer(self, v: Tensor, rows: slice = ALL, data: Tensor | None = None) -> Tensor:
-        """A(v) (1, K) for the K pairs of an example and an entry that occurs in it."""
-        sums = v.new_zeros(1, self.index.numel())
-        return sums.index_add_(1, self._inverse.flatten(), v.reshape(1, -1)) * self.scale
+        """A(v) (1, k, K) for the K pairs of an example and an entry that occurs in it."""
+        sums = v.new_zeros(v.shape[1], self.index.numel())
+        return sums.index_add_(1, self._inverse.flatten(), v.transpose(0, 1).flatten(1))[None] * self.scale
 
     def forward(self, z: Tensor, rows: slice = ALL) -> Tensor:
-        """The change (B, T, U) for z (1, K) by pairs of an example and an entry."""
-        return z[0, self._inverse].reshape(self._shape) * self.scale
+        """The change (B, k, T, U) for z (1, k, K) by pairs of an example and an entry."""
+        change = z[0][:, self._inverse].reshape(z.shape[1], *self._shape)
+        return change.transpose(0, 1) * self.scale
 
     def forward_dense(self, z: Tensor, rows: slice = ALL) -> Tensor:
-        """The change (rows, T, U) for z (rows, size + 1)."""
-        return z.gather(1, self._places[rows]).reshape(len(z), *self._shape[1:]) * self.scale
+        """The change (rows, k, T, U) for z (rows, k, size + 1)."""
+        return z.gather(2, self._occurring(z, rows)).unflatten(2, self._shape[1:]) * self.scale
 
     def dense(self, v: Tensor, rows: slice = ALL, data: Tensor | None = None) -> Tensor:
-        """A(v) of the examples in `rows` by the parameter's own entries, and one more for none, (rows, size + 1)."""
-        v = v.flatten(1)[rows]
-        return v.new_zeros(v.shape[0], self.size + 1).scatter_add_(1, self._places[rows], v) * self.scale
+        """A(v) of the examples in `rows` by the parameter's own entries, and one more for none, (rows, k, size + 1)."""
+        v = v[rows].flatten(2)
+        sums = v.new_zeros(*v.shape[:2], self.size + 1)
+        return sums.scatter_add_(2, self._occurring(v, rows), v) * self.scale
+
+    def _occurring(self, like: Tensor, rows: slice) -> Tensor:
+        return self._places[rows].unsqueeze(1).expand(-1, like.shape[1], -1)
 
 
 def data_of(use: Use, site: Site, axis: ExampleAxis) -> Tensor | None:

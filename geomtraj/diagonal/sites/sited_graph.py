@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -114,7 +114,7 @@ class SitedGraph:
         """Whether the output has no second derivative within these sites, exactly: piecewise linear networks."""
         if not any(self._residuals[n].requires_grad for n in numbers):
             return True
-        us = self.curvature(numbers, [self._unequal(n) for n in numbers], residual=True)
+        us = self.curvature(numbers, [self._unequal(n).unsqueeze(1) for n in numbers], residual=True)
         return not any(bool(u.any()) for u in us)
 
     def _map(self, use: Any, site: Site, axis: ExampleAxis) -> LinearMap:
@@ -131,15 +131,22 @@ class SitedGraph:
         return positions, units
 
     def curvature(self, numbers: list[int], values: list[Tensor], residual: bool = False) -> list[Tensor]:
-        """Second derivative by the perturbations at these sites, times values (B, T, U) at each of them.
+        """Second derivative by the perturbations at these sites, times k vectors of values (B, k, T, U) at each.
 
         With `residual`, of the linearised loss <g, z> in the place of the loss.
         """
-        self.products += 1
+        each = [
+            self._curvature(numbers, list(vector), residual)
+            for vector in zip(*(v.unbind(1) for v in values), strict=True)
+        ]
+        return [torch.stack(us, 1) for us in zip(*each, strict=True)]
+
+    def _curvature(self, numbers: list[int], values: list[Tensor], residual: bool) -> list[Tensor]:
         gradients = self._residuals if residual else self._gradients
         curved = [i for i, n in enumerate(numbers) if gradients[n].requires_grad]
         if not curved:
             return [torch.zeros_like(v) for v in values]
+        self.products += 1
         along = []
         for i in curved:
             site, axis = self.sites[numbers[i]], self.axes[numbers[i]]
@@ -161,10 +168,12 @@ class SitedGraph:
         """The gradient (B, T, U) at a site."""
         return self._arranged(number, self._gradients[number].detach())
 
-    def data(self, number: int, use: int) -> Tensor | None:
-        """What a use's parameter is multiplied by, where that depends on perturbations; arranged as its map has it."""
-        data = data_of(self.sites[number].uses[use], self.sites[number], self.axes[number])
-        return data if data is not None and data.requires_grad else None
+    def dependent_data(self, places: list[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], Tensor]]:
+        """What uses at several places multiply, where that depends on perturbations, arranged as their maps have it."""
+        for number, use in places if len(places) > 1 else ():
+            data = data_of(self.sites[number].uses[use], self.sites[number], self.axes[number])
+            if data is not None and data.requires_grad:
+                yield (number, use), data
 
     def pulled_back(self, data: list[Tensor], along: list[Tensor], numbers: list[int]) -> list[Tensor]:
         """Derivative by the perturbations at these sites of <along, data>, (B, T, U) each."""
@@ -177,12 +186,15 @@ class SitedGraph:
         """Whether the gradient at this site is constant."""
         return not self._gradients[number].requires_grad
 
-    def independent(self, number: int) -> bool:
-        """Whether the second derivative at this site couples no two examples, exactly."""
-        if self.examples == 1 or self.is_flat(number):
-            return True
-        chosen = torch.arange(self.examples, device=self.sites[number].eps.device) % 2 == 0
-        return self._decouples(number, chosen[:, None, None])
+    def coupled(self) -> list[int]:
+        """Sites where the second derivative couples examples, exactly; all of them if it does so between sites."""
+        curved = [n for n in range(len(self.sites)) if not self.is_flat(n)]
+        if self.examples == 1 or not curved:
+            return []
+        chosen = (torch.arange(self.examples, device=self.sites[0].eps.device) % 2 == 0)[:, None, None]
+        if self._decouples(curved, chosen):
+            return []
+        return [n for n in curved if not self._decouples([n], chosen)] or curved
 
     def is_local(self, number: int) -> bool:
         """Whether the second derivative at this site couples no two positions, exactly.
@@ -193,11 +205,11 @@ class SitedGraph:
         positions, _ = self.shape(number)
         places = torch.arange(positions, device=self.sites[number].eps.device)
         bits = range((positions - 1).bit_length())
-        return all(self._decouples(number, ((places >> bit) & 1 == 1)[None, :, None]) for bit in bits)
+        return all(self._decouples([number], ((places >> bit) & 1 == 1)[None, :, None]) for bit in bits)
 
-    def _decouples(self, number: int, chosen: Tensor) -> bool:
-        (u,) = self.curvature([number], [self._unequal(number) * chosen])
-        return not bool((u.nan_to_num(0, 0, 0) * ~chosen).any())
+    def _decouples(self, numbers: list[int], chosen: Tensor) -> bool:
+        us = self._curvature(numbers, [self._unequal(n) * chosen for n in numbers], residual=False)
+        return not any(bool((u.nan_to_num(0, 0, 0) * ~chosen).any()) for u in us)
 
     def _unequal(self, number: int) -> Tensor:
         """Signs times unequal sizes (B, T, U), under which nothing cancels by accident."""
