@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from geomtraj.distributed import Ranks, digest
 from geomtraj.errors import ComputationError, InputError
 from geomtraj.isolation import exact_arithmetic, preserved_model, preserved_rng, twice_differentiable, unwrap
 from geomtraj.layout import Layout
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+T = TypeVar("T")
 Loss = Callable[[nn.Module, Any], "Tensor | tuple[Tensor, Tensor]"]
 
 
@@ -30,16 +36,23 @@ class Problem:
         params: None for every parameter that requires a gradient, else a glob or a list of globs on the names of
             `model.named_parameters()`. Tied weights are one parameter, found under each of their names.
         mode: "eval" or "train", the mode in which the model is measured.
+        group: The torch.distributed process group, such as `torch.distributed.group.WORLD`, whose processes each pass
+            their own share of the batches (`geomtraj.distributed.shard`) and make the same calls; a share may be empty.
+            Every process gets the numbers of all batches together. None: this process's batches are all there are.
 
     Attributes:
         model: The module that is measured, without its `torch.compile` wrapping.
         layout: Ordered map from parameter name to its slice and shape.
-        total_weight: sum(w) over all batches.
-        examples: Number of examples N.
+        total_weight: sum(w) over all batches, of all processes.
+        examples: Number of examples N, of all processes.
+        first_example: Number of examples on the processes before this one: where its own start among the N.
+        rank: Number of this process in its group, 0 where there is one.
         unused: Names of selected parameters that the loss does not reach: their rows of the Hessian are zero.
 
     Raises:
-        InputError: The arguments do not make a deterministic function; the message names the likely culprit.
+        InputError: The arguments do not make a deterministic function, or not the same one on each process; the message
+            names the likely culprit.
+        ComputationError: Another process failed or does not answer.
     """
 
     def __init__(
@@ -49,7 +62,16 @@ class Problem:
         batches: Iterable[Any],
         params: str | Iterable[str] | None = None,
         mode: str = "eval",
+        *,
+        group: ProcessGroup | None = None,
     ):
+        self._ranks = None if group is None else Ranks.of(group)
+        self.rank = 0 if self._ranks is None else self._ranks.rank
+        self._combine(self.on_ranks(lambda: self._own_part(model, loss, batches, params, mode)))
+
+    def _own_part(
+        self, model: nn.Module, loss: Loss, batches: Iterable[Any], params: str | Iterable[str] | None, mode: str
+    ) -> _Part:
         if not isinstance(model, nn.Module):
             raise InputError(f"the model must be a torch.nn.Module, not {type(model).__name__}.")
         if not callable(loss):
@@ -57,14 +79,18 @@ class Problem:
         if mode not in ("eval", "train"):
             raise InputError(f"mode is {mode!r}: choose 'eval' or 'train'.")
         self.model = unwrap(model)
+        if isinstance(
+            self.model, nn.parallel.DistributedDataParallel
+        ):  # its forward pass waits for the other processes
+            self.model = unwrap(self.model.module)
         self.mode = mode
         self._loss = loss
-        self._batches = _checked_batches(batches)
+        self._batches = _checked_batches(batches, may_be_empty=self._ranks is not None)
         self.layout = _select(self.model, params)
         self._caller = _Caller(self.model, loss)
         first = next(iter(self._parameters().values()))
         self.dtype, self.device = first.dtype, first.device
-        self._probe()
+        return self._probe()
 
     @property
     def size(self) -> int:
@@ -95,13 +121,15 @@ class Problem:
             InputError: theta does not fit the layout.
             ComputationError: No selected parameter reaches the loss.
         """
+        if len(self.unused) == len(self.layout):
+            raise ComputationError(_UNREACHED)
         parameters = leaves(self.layout.unflatten(self.checked(theta)))
         total = torch.zeros(self.size, dtype=self.dtype, device=self.device)
         with self.session():
             for batch in self._batches:
                 value = self.batch_sum(parameters, batch)
                 if not value.requires_grad:
-                    raise ComputationError(_UNREACHED)
+                    continue
                 grads = torch.autograd.grad(value, list(parameters.values()), allow_unused=True, materialize_grads=True)
                 total += torch.cat([g.reshape(-1) for g in grads])
         return self.over_ranks(total) / self.total_weight
@@ -124,11 +152,17 @@ class Problem:
 
     @property
     def batches(self) -> Iterable[Any]:
-        """The batches, in their fixed order."""
+        """The batches of this process, in their fixed order."""
         return self._batches
 
     def checked(self, theta: Tensor | None) -> Tensor:
-        """Theta itself if it fits the layout; a copy of the current parameters if it is None."""
+        """A copy of theta if it fits the layout; of the current parameters if it is None."""
+        theta = self._fitting(theta)
+        if self._ranks is not None:
+            self._ranks.note(theta)
+        return theta
+
+    def _fitting(self, theta: Tensor | None) -> Tensor:
         if theta is None:
             return self.theta()
         if not isinstance(theta, Tensor) or theta.shape != (self.size,):
@@ -150,6 +184,8 @@ class Problem:
             stack.enter_context(exact_arithmetic())
             stack.enter_context(twice_differentiable(self.model))
             stack.enter_context(torch.enable_grad())
+            if self._ranks is not None:
+                stack.enter_context(self._ranks.errors_noted())
             yield
 
     def losses(self, parameters: Mapping[str, Tensor], batch: Any) -> tuple[Tensor, Tensor | None]:
@@ -169,9 +205,31 @@ class Problem:
         losses, weights = self.losses(parameters, batch)
         return losses.sum() if weights is None else (losses * weights).sum()
 
-    def over_ranks(self, tensor: Tensor) -> Tensor:
-        """The sum of a tensor over all processes that share the batches; the tensor itself where there is one."""
-        return tensor
+    def over_ranks(self, tensor: Tensor, of: Tensor | None = None) -> Tensor:
+        """The sum of a tensor over all processes that share the batches; the tensor itself where there is one.
+
+        Every process gets the same bits. The tensor that was passed may be overwritten.
+
+        Args:
+            tensor: This process's part, of the same shape on each.
+            of: What the sum is a function of besides theta (the vectors of a product): compared between processes.
+
+        Raises:
+            ComputationError: A process is lost, met an error, does not answer in time, or computes something else.
+        """
+        if self._ranks is None:
+            return tensor
+        if of is not None:
+            self._ranks.note(of)
+        return self._ranks.sum(tensor)
+
+    def on_ranks(self, make: Callable[[], T]) -> list[T]:
+        """What `make()` gives on each process, in the order of their ranks; an error on one is an error on all.
+
+        Raises:
+            InputError, ComputationError: `make()` failed on another process, or a process does not answer.
+        """
+        return [make()] if self._ranks is None else self._ranks.gather(make)
 
     def fingerprint(self) -> str:
         """A short hash of what is measured: data, loss code, parameters' names and shapes, dtype, mode."""
@@ -192,28 +250,58 @@ class Problem:
         own = dict(self.model.named_parameters())
         return {name: own[name] for name in self.layout}
 
-    def _probe(self) -> None:
-        """Two passes over the batches: they must agree; what they tell about sizes is kept."""
+    def _probe(self) -> _Part:
+        """Two passes over the batches of this process: they must agree; what they tell is handed on."""
         parameters = leaves(self._parameters())
         with self.session():
             first = [self._summary(parameters, batch) for batch in self._batches]
-            if not first:
-                raise InputError("batches is empty: pass at least one batch.")
             second = [self._summary(parameters, batch) for batch in self._batches]
         tolerance = 1e3 * torch.finfo(self.dtype).eps
         same = len(first) == len(second) and all(a.agrees(b, tolerance) for a, b in zip(first, second, strict=True))
         if not same:
             raise InputError(self._culprit(first, second))
-        self.examples = sum(s.losses.shape[0] for s in first)
-        self.total_weight = sum(s.weight for s in first)
+        return _Part(
+            examples=sum(s.losses.shape[0] for s in first),
+            weight=sum(s.weight for s in first),
+            digests=[s.digest for s in first],
+            reached=set().union(*(s.reached for s in first)),
+            setting={"mode": self.mode, "params": repr(self.layout), "dtype": str(self.dtype)},
+            tensors={} if self._ranks is None else self._tensor_digests(),
+        )
+
+    def _combine(self, parts: list[_Part]) -> None:
+        """What the parts of all processes tell together."""
+        for rank, part in enumerate(parts):
+            for name, value in part.setting.items():
+                if value != parts[0].setting[name]:
+                    raise InputError(
+                        f"{name} differs between the processes: {parts[0].setting[name]} on process 0, {value} on "
+                        f"process {rank}; make the same Problem on each."
+                    )
+            odd = [n for n, value in parts[0].tensors.items() if part.tensors.get(n) != value]
+            if odd or len(part.tensors) != len(parts[0].tensors):
+                name = odd[0] if odd else next(n for n in part.tensors if n not in parts[0].tensors)
+                raise InputError(
+                    f"{name!r} of the model differs between process 0 and process {rank}: load the same checkpoint on "
+                    "each, or call torch.distributed.broadcast(tensor, 0) for every tensor of model.state_dict()."
+                )
+        if not any(part.digests for part in parts):
+            raise InputError("batches is empty: pass at least one batch.")
+        self.examples = sum(part.examples for part in parts)
+        self.first_example = sum(part.examples for part in parts[: self.rank])
+        self.total_weight = sum(part.weight for part in parts)
         if not self.total_weight > 0:
             raise InputError(
                 f"the weights of all batches sum to {self.total_weight:g}: "
                 "L(theta) divides by that sum, so give positive weights."
             )
-        reached = set().union(*(s.reached for s in first))
+        reached = set().union(*(part.reached for part in parts))
         self.unused = tuple(name for name in self.layout if name not in reached)
-        self._data_digest = hashlib.sha256("".join(s.digest for s in first).encode()).hexdigest()
+        digests = (digest for part in parts for digest in part.digests)
+        self._data_digest = hashlib.sha256("".join(digests).encode()).hexdigest()
+
+    def _tensor_digests(self) -> dict[str, int]:
+        return {n: digest(t) for n, t in itertools.chain(self.model.named_parameters(), self.model.named_buffers())}
 
     def _summary(self, parameters: dict[str, Tensor], batch: Any) -> _BatchSummary:
         losses, weights = self.losses(parameters, batch)
@@ -263,6 +351,17 @@ class _Caller(nn.Module):
         return self._hidden[0](self.model, batch)
 
 
+class _Part(NamedTuple):
+    """What one process tells of its batches and its model."""
+
+    examples: int
+    weight: float
+    digests: list[str]
+    reached: set[str]
+    setting: dict[str, str]
+    tensors: dict[str, int]
+
+
 class _BatchSummary(NamedTuple):
     losses: Tensor
     weight: float
@@ -288,14 +387,14 @@ def leaves(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: p.detach().requires_grad_() for name, p in parameters.items()}
 
 
-def _checked_batches(batches: Any) -> Iterable[Any]:
+def _checked_batches(batches: Any, may_be_empty: bool) -> Iterable[Any]:
     if isinstance(batches, (Mapping, str, bytes)) or not hasattr(batches, "__iter__"):
         raise InputError(
             f"batches is a single {type(batches).__name__}: pass a list of batches, [batch] if there is only one."
         )
     if isinstance(batches, Iterator):
         raise InputError("batches is a one-shot iterator, and every product needs another pass: pass list(batches).")
-    if hasattr(batches, "__len__") and len(batches) == 0:
+    if hasattr(batches, "__len__") and len(batches) == 0 and not may_be_empty:
         raise InputError("batches is empty: pass at least one batch.")
     return batches
 

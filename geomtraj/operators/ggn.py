@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -37,7 +38,8 @@ class GGN(SymmetricOperator):
         self.theta = problem.checked(theta)
         self._parameters = problem.layout.unflatten(self.theta)
         with problem.session():
-            _check_split(problem, self._parameters, next(iter(problem.batches)))
+            for batch in itertools.islice(problem.batches, 1):
+                _check_split(problem, self._parameters, batch)
 
     def block(self, globs: str | Iterable[str]) -> GGN:
         """The principal block of the parameters that match; its products differentiate by these alone."""
@@ -56,7 +58,7 @@ class GGN(SymmetricOperator):
                     along = [vectors[slot.slice, j].reshape(slot.shape) for slot in self.layout.values()]
                     rows = split.product(list(own.values()), along)
                     total[:, j] += torch.cat([row.reshape(-1) for row in rows])
-        return self.problem.over_ranks(total) / self.problem.total_weight
+        return self.problem.over_ranks(total, of=vectors) / self.problem.total_weight
 
 
 class _SplitLoss:

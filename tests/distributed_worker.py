@@ -1,0 +1,231 @@
+"""What several processes do in tests/test_distributed.py: `python distributed_worker.py FOLDER [SCENARIO ...]`."""
+
+import os
+import signal
+import sys
+import time
+import traceback
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from models import CASES
+from torch import nn
+
+import geomtraj as gt
+from geomtraj.distributed import shard
+
+CASE_NAMES = ("gpt", "weighted_regression", "cnn")
+
+
+def shared(case, batches=None, **options):
+    """The case's problem with its batches shared out."""
+    whole = case.problem
+    batches = shard(list(whole.batches), dist.group.WORLD) if batches is None else batches
+    return gt.Problem(whole.model, whole._loss, batches, group=dist.group.WORLD, **options)
+
+
+def measured(problem):
+    """Everything that sums over batches, and what is built on it."""
+    operator = gt.GGN(problem)
+    start = problem.theta() + 0.1
+    pairs, density = gt.eigsh(operator, k=3, seed=1), gt.spectral_density(operator, steps=8, probes=2, seed=2)
+    return {
+        "loss": problem.loss(),
+        "loss elsewhere": problem.loss(start),
+        "gradient": problem.gradient(start),
+        "ggn": operator.dense(),
+        "block": operator.block(next(iter(problem.layout))).dense(),
+        "eigenvalues": pairs.values,
+        "eigenvectors": pairs.vectors * pairs.vectors.sum(0).sign(),
+        "nodes": density.nodes,
+        "weights": density.weights,
+        "trace": torch.tensor(gt.trace(operator, probes=4, seed=3).value),
+        "xdiag": gt.diagonal(operator, "xdiag", samples=16, seed=4).values,
+        "total weight": torch.tensor(problem.total_weight),
+        "examples": torch.tensor(problem.examples),
+    }
+
+
+def facts(problem):
+    """What must be the same on all processes exactly, and be that of one process."""
+    return {"unused": problem.unused, "fingerprint": problem.fingerprint(), "size": problem.size}
+
+
+def equal(rank, size, folder):
+    report = {}
+    for name in CASE_NAMES:
+        case = CASES[name]()
+        problem = shared(case)
+        report[name] = {
+            "numbers": measured(problem),
+            "facts": facts(problem),
+            "own batches": len(problem.batches),
+            "first example": problem.first_example,
+            "ranks": problem.on_ranks(lambda: rank),
+        }
+        if rank == 0:  # without group= it asks nobody
+            report[name]["alone"] = gt.Problem(case.problem.model, case.problem._loss, case.problem.batches).loss()
+    return report
+
+
+def said(action):
+    """The error that an action ends with, as text."""
+    try:
+        action()
+    except Exception as error:
+        cause = f" <- {type(error.__cause__).__name__}" if error.__cause__ is not None else ""
+        return f"{type(error).__name__}: {error}{cause}"
+    return "no error"
+
+
+def refused(rank, size, folder):
+    """Input that differs between processes; after each refusal the group is still of use."""
+    case = CASES["gpt"]()
+    report = {}
+
+    def losses(model, batch):
+        if rank == 1 and broken:
+            raise KeyError("a hole in the data")
+        return case.problem._loss(model, batch)
+
+    def make(**options):
+        return gt.Problem(
+            case.problem.model, losses, shard(list(case.problem.batches), dist.group.WORLD), group=group, **options
+        )
+
+    group, broken = dist.group.WORLD, True
+    report["exception"] = said(make)
+    broken = False
+    report["params"] = said(lambda: make(params="embedding.*" if rank else None))
+    report["one shot"] = said(lambda: shared(case, iter([1]) if rank == 0 else []))
+    report["empty"] = said(lambda: shared(case, []))
+    report["pickle"] = said(lambda: __import__("cloudpickle").dumps(make()))
+    report["not a group"] = said(lambda: gt.Problem(case.problem.model, losses, [], group="world"))
+    problem = make()
+    report["loss"] = problem.loss()
+    wrapped = gt.Problem(nn.parallel.DistributedDataParallel(problem.model), losses, problem.batches, group=group)
+    report["wrapped"] = wrapped.loss(), list(wrapped.layout)
+    with torch.no_grad():
+        problem.model.out.bias[rank] += 1e-7
+    report["parameters"] = said(make)
+    report["moved"] = said(problem.loss)
+    return report
+
+
+def products(rank, size, trouble):
+    """Products without end, until process 1 makes trouble in the 20th."""
+    case = CASES["gpt"]()
+    batches = [case.problem.batches[rank % 2]]
+    calls = 0
+
+    def losses(model, batch):
+        nonlocal calls
+        calls += 1
+        if rank == 1 and calls == 20:
+            trouble()
+        return case.problem._loss(model, batch)
+
+    problem = gt.Problem(case.problem.model, losses, batches, group=dist.group.WORLD)
+    ggn = gt.GGN(problem)
+    vector = problem.theta()
+    print("started", flush=True)
+    while True:
+        ggn @ vector
+
+
+def killed(rank, size, folder):
+    return {"said": said(lambda: products(rank, size, lambda: os.kill(os.getpid(), signal.SIGKILL)))}
+
+
+def raised(rank, size, folder):
+    def trouble():
+        raise KeyError("a hole in the data")
+
+    products(rank, size, trouble)
+
+
+def caught(rank, size, folder):
+    """Process 1 catches its own error and goes on with other products."""
+
+    def trouble():
+        raise KeyError("a hole in the data")
+
+    report = {"said": said(lambda: products(rank, size, trouble))}
+    if rank == 1:
+        report["said"] = said(lambda: gt.GGN(shared(CASES["gpt"]())).dense())
+    return report
+
+
+def stuck(rank, size, folder):
+    """Process 1 stops without a word, and wakes when process 0 has said so."""
+    answer = folder / "0.pt"
+
+    def trouble():
+        began = time.monotonic()
+        while not answer.exists() and time.monotonic() < began + 60:
+            time.sleep(0.1)
+
+    return {"said": said(lambda: products(rank, size, trouble))}
+
+
+def other_vectors(rank, size, folder):
+    problem = shared(CASES["gpt"]())
+    return {"said": said(lambda: gt.trace(gt.GGN(problem), seed=rank))}
+
+
+SCENARIOS = {
+    "equal 2": (equal, 2, 60),
+    "equal 3": (equal, 3, 60),
+    "refused": (refused, 2, 60),
+    "killed": (killed, 3, 60),
+    "raised": (raised, 2, 60),
+    "caught": (caught, 2, 60),
+    "stuck": (stuck, 2, 5),
+    "other vectors": (other_vectors, 3, 60),
+}
+"""Function, number of processes, timeout in seconds."""
+
+
+def process(function, rank, size, folder, timeout):
+    """One process of a scenario: what it prints goes to RANK.log, what the function returns to RANK.pt."""
+    log = os.open(folder / f"{rank}.log", os.O_WRONLY | os.O_CREAT)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(folder / "store"), size)
+    dist.init_process_group("gloo", rank=rank, world_size=size, store=store, timeout=timedelta(seconds=timeout))
+    torch.save(function(rank, size, folder), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def run(name, folder):
+    """Forks the processes of a scenario, so that torch is imported only once, and writes their exit codes."""
+    function, size, timeout = SCENARIOS[name]
+    folder = Path(folder) / name
+    folder.mkdir()
+    children = []
+    for rank in range(size):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                process(function, rank, size, folder, timeout)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        children.append(child)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    (folder / "codes").write_text(" ".join(map(str, codes)))
+
+
+if __name__ == "__main__":
+    for scenario in sys.argv[2:] or SCENARIOS:
+        began = time.monotonic()
+        run(scenario, sys.argv[1])
+        print(f"{scenario}: {time.monotonic() - began:.1f} s", flush=True)
