@@ -9,6 +9,7 @@ from torch import Tensor
 
 from geomtraj.diagonal.base import Diagonal
 from geomtraj.diagonal.exact import exact
+from geomtraj.diagonal.exact_sites import exact_sites
 from geomtraj.diagonal.hutchinson import hutchinson
 from geomtraj.diagonal.probing import probing
 from geomtraj.diagonal.xdiag import xdiag
@@ -28,8 +29,9 @@ FROM_OPERATOR: dict[str, Callable[[SymmetricOperator, int, int, float], Diagonal
 }
 """Methods that need only products."""
 
-FROM_PROBLEM: dict[str, Callable[[Problem, Tensor | None, int, int], Diagonal]] = {
-    "probing": lambda problem, theta, samples, seed: probing(problem, samples, seed, theta),
+FROM_PROBLEM: dict[str, Callable[[Problem, Tensor | None, int, int, float], Diagonal]] = {
+    "exact": lambda problem, theta, samples, seed, max_seconds: exact_sites(problem, theta, max_seconds=max_seconds),
+    "probing": lambda problem, theta, samples, seed, max_seconds: probing(problem, samples, seed, theta),
 }
 """Methods that look into the model and its batches."""
 
@@ -47,10 +49,11 @@ def diagonal(
 
     Args:
         problem: A `Problem`, whose Hessian is meant, or an operator.
-        method: "exact" takes P products; "hutchinson" and "xdiag" take `samples`; "probing" gives each example random
-            signs of its own on activations, `samples` times, which is far more accurate but needs a Problem whose
-            examples do not depend on each other. "auto" is exact where P is at most 4 `samples`; else probing for a
-            Problem, and XDiag for an operator or where probing refuses (the status then says why).
+        method: "exact" takes P products with an operator, and far fewer with a Problem, see `exact_sites`; "hutchinson"
+            and "xdiag" take `samples`; "probing" gives each example random signs of its own on activations, `samples`
+            times, which is far more accurate but needs a Problem whose examples do not depend on each other. "auto" is
+            exact where P is at most 4 `samples`; else probing for a Problem, and XDiag for an operator or where
+            probing refuses (the status then says why).
         samples: Products, or probes, of the randomised methods.
         seed: Seed of the randomised methods.
         theta: Where to measure (P,); the problem's current parameters if left out.
@@ -64,13 +67,13 @@ def diagonal(
     samples = at_least("samples", samples, 1)
     if not isinstance(problem, (Problem, SymmetricOperator)):
         raise InputError(f"the diagonal of a {type(problem).__name__} is unknown: pass a Problem or an operator.")
-    if method in FROM_PROBLEM and isinstance(problem, SymmetricOperator):
+    if method == "probing" and isinstance(problem, SymmetricOperator):
         raise InputError(
             f"method {method!r} looks into the model and needs a Problem, not an operator: "
             "take 'xdiag', 'hutchinson' or 'exact'."
         )
     if method not in ("auto", *FROM_OPERATOR, *FROM_PROBLEM):
-        raise unknown_name("diagonal method", method, ["auto", *FROM_OPERATOR, *FROM_PROBLEM])
+        raise unknown_name("diagonal method", method, ["auto", *dict.fromkeys([*FROM_OPERATOR, *FROM_PROBLEM])])
     if isinstance(problem, SymmetricOperator):
         if theta is not None:
             raise InputError("theta cannot be given together with an operator, which has its own: pass the Problem.")
@@ -80,14 +83,14 @@ def diagonal(
     if method == "auto":
         return _chosen(problem, theta, samples, seed, max_seconds)
     if method in FROM_PROBLEM:
-        return FROM_PROBLEM[method](problem, theta, samples, seed)
+        return FROM_PROBLEM[method](problem, theta, samples, seed, max_seconds)
     return FROM_OPERATOR[method](Hessian(problem, theta), samples, seed, max_seconds)
 
 
 def _chosen(problem: Problem, theta: Tensor | None, samples: int, seed: int, max_seconds: float) -> Diagonal:
     """The exact diagonal of a small problem, else probing, else XDiag where examples depend on each other."""
     if problem.size <= EXACT_UP_TO * samples:
-        return exact(Hessian(problem, theta), max_seconds=max_seconds)
+        return exact_sites(problem, theta, max_seconds=max_seconds)
     try:
         return probing(problem, samples, seed, theta)
     except InputError as error:

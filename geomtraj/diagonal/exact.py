@@ -78,11 +78,19 @@ def _refuse_if_slow(operator: SymmetricOperator, width: int, first: float, max_s
         return
     start = time.perf_counter()
     _one_hot(operator, torch.arange(width, device=operator.device)).sum().item()
-    seconds = min(first, time.perf_counter() - start) * chunks
+    refuse_slow(operator.shape[0], min(first, time.perf_counter() - start) * chunks, max_seconds)
+
+
+def refuse_slow(size: int, seconds: float, max_seconds: float) -> None:
+    """Refuse an exact diagonal of `size` entries that would take too long.
+
+    Raises:
+        ComputationError: It would take more than `max_seconds`.
+    """
     if seconds > max_seconds:
         raise ComputationError(
-            f"the exact diagonal of {operator.shape[0]} entries would take about {_readable(seconds)}, more than "
-            f"max_seconds={max_seconds:g}: take method 'xdiag' or 'hutchinson', a block of the parameters, "
+            f"the exact diagonal of {size} entries would take about {_readable(seconds)}, more than "
+            f"max_seconds={max_seconds:g}: take method 'probing', 'xdiag' or 'hutchinson', a block of the parameters, "
             "or a larger max_seconds."
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from geomtraj.diagonal.sites.clusters import Cluster, Place
 from geomtraj.diagonal.sites.gauss_newton import WIDTH, gauss_newton_exact, gauss_newton_sampled, outputs
 from geomtraj.diagonal.sites.groups import Group, groups_of
-from geomtraj.diagonal.sites.one_hot import one_hot_units
+from geomtraj.diagonal.sites.one_hot import by_units
 from geomtraj.diagonal.sites.signs import key_of, signs
 from geomtraj.diagonal.sites.sited_graph import SitedGraph
 from geomtraj.diagonal.sites.sums import ClusterSums, PointwiseSums, Tally
@@ -72,7 +72,7 @@ class BatchProber:
                     gauss_newton.append(group)
                     continue
                 if units <= self.samples:
-                    rest.append(lambda group=group: one_hot_units(group, self.tally))  # type: ignore[misc]
+                    rest.append(lambda group=group: _exhaust(by_units(group, self.tally)))  # type: ignore[misc]
                     continue
                 split = few_outputs and positions == 1
             if split:
@@ -87,7 +87,7 @@ class BatchProber:
         if not groups:
             return
         if exact:
-            return gauss_newton_exact(self.graph, groups, self.tally)
+            return _exhaust(gauss_newton_exact(self.graph, groups, self.tally))
         dtype, key = self.graph.sites[0].eps.dtype, self.settings.key("outputs")
 
         def xi(k: int) -> Tensor:
@@ -206,6 +206,11 @@ class _Feedback:
     def _rho(self, place: Place, data: Tensor, probe: int) -> Tensor:
         key = self._key + 1009 * place[0] + place[1]
         return signs(key, self._numbers, probe, tuple(data.shape[1:]), data.dtype)
+
+
+def _exhaust(steps: Iterable[int]) -> None:
+    for _ in steps:
+        pass
 
 
 def _blocks(probes: range, width: int) -> list[range]:

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from geomtraj.diagonal.base import Cost, Diagonal, describe
 from geomtraj.diagonal.probing.batch_prober import BatchProber, Settings
-from geomtraj.diagonal.probing.parameter_probes import check_alone, loss_sums, probe_parameters, stands_alone
-from geomtraj.diagonal.sites.sited_graph import SitedGraph
+from geomtraj.diagonal.probing.parameter_probes import probe_parameters
+from geomtraj.diagonal.sites.batches import refuse_batch_statistics, sound_graphs
 from geomtraj.diagonal.sites.sums import Tally
-from geomtraj.errors import InputError
 from geomtraj.linalg.chunks import at_least
-from geomtraj.operators.memory import SavedBytes, available_bytes
-from geomtraj.problem import Problem, leaves
-from geomtraj.slicing import cut, sliced
-
-GRAPH_COPIES = 12
-"""Memory of a batch while it is probed, over what autograd saves for the gradient of its loss (11 on a GPT)."""
+from geomtraj.problem import Problem
 
 
 def probing(problem: Problem, samples: int = 64, seed: int = 0, theta: Tensor | None = None) -> Diagonal:
@@ -84,24 +75,21 @@ def probing(problem: Problem, samples: int = 64, seed: int = 0, theta: Tensor | 
         activations. Dangel, Kunstner, Hennig 2020, "BackPACK", for the exact Gauss-Newton diagonal.
     """
     samples = at_least("samples", samples, 1)
-    _refuse_batch_statistics(problem)
+    refuse_batch_statistics(problem)
     start = time.perf_counter()
     parameters = problem.layout.unflatten(problem.checked(theta))
     tally = Tally(parameters)
     settings = Settings(samples, seed, problem.examples)
     elsewhere: dict[str, str] = {}
-    products = batches = first = 0
+    products = batches = 0
     with problem.session():
-        for batch in _parts(problem, parameters):
-            graph = _sound_graph(problem, parameters, elsewhere, batch)
-            numbers = torch.arange(first, first + graph.examples, device=problem.device)
+        for batch, graph, numbers in sound_graphs(problem, parameters, elsewhere):
             BatchProber(graph, tally, numbers, settings).run()
             products += graph.products
             del graph
             if elsewhere:
                 add = tally.add
                 products += probe_parameters(problem, parameters, elsewhere, batch, numbers, samples, seed, add)
-            first += len(numbers)
             batches += 1
     values, variances = tally.flat(problem)
     remarks = [f"{name}: {how}" for name, how in elsewhere.items()]
@@ -110,42 +98,3 @@ def probing(problem: Problem, samples: int = 64, seed: int = 0, theta: Tensor | 
     status = describe(values, problem.layout, "; ".join(remarks))
     cost = Cost(round(products / batches), time.perf_counter() - start)
     return Diagonal(values, variances.clamp_min(0).sqrt(), problem.layout, "probing", cost, status)
-
-
-def _parts(problem: Problem, parameters: dict[str, Tensor]) -> Iterator[Any]:
-    """The batches, cut into smaller ones where their graphs would not fit into half of the free memory."""
-    for batch in problem.batches:
-        with SavedBytes() as saved:
-            losses, weights = problem.losses(leaves(parameters), batch)
-        losses, weights = losses.detach(), None if weights is None else weights.detach()
-        needed, room = GRAPH_COPIES * saved.total, available_bytes(problem.device) / 2
-        examples = cut(batch, len(losses)) if needed > room else None
-        if examples is None or not stands_alone(problem, parameters, examples[0]):
-            yield batch
-            continue
-        parts = sliced(batch, len(losses), max(1, int(len(losses) * room / needed)))
-        with torch.no_grad():
-            apart = torch.cat([loss_sums(*problem.losses(parameters, part)) for part in parts])
-        check_alone(apart, loss_sums(losses, weights))
-        yield from parts
-
-
-def _refuse_batch_statistics(problem: Problem) -> None:
-    if problem.batch_statistics:
-        raise InputError(
-            f"{', '.join(map(repr, problem.batch_statistics[:3]))} computes batch statistics, so the examples of a "
-            "batch depend on each other, which method 'probing' cannot handle: pass mode='eval' to the Problem, or "
-            "take method 'xdiag'."
-        )
-
-
-def _sound_graph(problem: Problem, parameters: dict[str, Tensor], elsewhere: dict[str, str], batch: Any) -> SitedGraph:
-    """The batch's graph over all parameters whose uses are accounted for; the others are added to `elsewhere`."""
-    while True:
-        graph = SitedGraph(problem, parameters, [n for n in parameters if n not in elsewhere], batch)
-        failed = set(graph.failed)
-        if not failed:
-            failed = {use.name for n in graph.coupled() for use in graph.sites[n].uses}
-        if not failed:
-            return graph
-        elsewhere |= {name: "" for name in parameters if name in failed}

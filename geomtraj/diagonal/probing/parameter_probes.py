@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from geomtraj.diagonal.sites.batches import check_alone, loss_sums, stands_alone
 from geomtraj.diagonal.sites.output_split import close
 from geomtraj.diagonal.sites.signs import key_of, signs
-from geomtraj.errors import InputError
 from geomtraj.problem import Problem, leaves
 from geomtraj.slicing import cut, rebuilt, tensors_of
 
@@ -167,33 +167,3 @@ def _agree(graph: _Graph, usual: _Graph, name: str) -> bool:
     one = torch.zeros(1, dtype=torch.int64, device=graph.own[name].device)
     z = signs(key_of(0, "agreement"), one, 0, tuple(shape[1:]), graph.own[name].dtype)
     return close(graph.product(name, z.expand(shape)).sum(0), usual.product(name, z)[0])
-
-
-def stands_alone(problem: Problem, parameters: Mapping[str, Tensor], part: Any) -> bool:
-    """Whether the loss takes this part of a batch at all: a tensor that only looks like a column may be cut in it."""
-    try:
-        with torch.no_grad():
-            problem.losses(parameters, part)
-    except Exception:  # whatever the user's code raises on what it was not written for
-        return False
-    return True
-
-
-def check_alone(alone: Tensor, within: Tensor) -> None:
-    """Losses of examples in smaller batches must be those in their own batch.
-
-    Raises:
-        InputError: They are not.
-    """
-    if alone.shape != within.shape or not close(alone, within):
-        raise InputError(
-            "an example's loss depends on the other examples of its batch, which method 'probing' cannot handle: "
-            "return losses whose first axis counts independent examples (sequences, not tokens), or take "
-            "method 'xdiag'."
-        )
-
-
-def loss_sums(losses: Tensor, weights: Tensor | None) -> Tensor:
-    """Weighted losses of each example, (B,)."""
-    values = losses if weights is None else losses * weights
-    return values.reshape(values.shape[0], -1).sum(1)

@@ -72,6 +72,13 @@ class Cluster:
             return torch.stack([signs_at(key, owners, first.index, probe, dtype) for probe in probes])[None]
         return torch.stack([signs(key, numbers[rows], probe, (self._width,), dtype) for probe in probes], 1)
 
+    def one_hot(self, entries: Tensor, rows: slice) -> Tensor:
+        """One-hot vectors (rows, k, K) at k entries of the parameter, in the shape of `mapped`."""
+        columns = torch.arange(self._width, device=self._device) if self.index is None else self.index
+        first = self._maps[0]
+        chosen = (columns == entries[:, None]).to(first.dtype)
+        return chosen.expand(1 if self._alone_by_pairs else len(range(self._examples)[rows]), *chosen.shape)
+
     def moved(self, z_of: Callable[[slice], Tensor], chunks: list[slice]) -> dict[int, Tensor]:
         """What changes z of the entries, (rows, k, K) for a range of examples, do at each site, (B, k, T, U)."""
         parts: dict[int, list[Tensor]] = {}

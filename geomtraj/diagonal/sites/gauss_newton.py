@@ -21,8 +21,11 @@ def outputs(graph: SitedGraph) -> float:
     return math.inf if graph.factor is None else math.prod(graph.output_shape)
 
 
-def gauss_newton_exact(graph: SitedGraph, groups: list[Group], tally: Tally) -> None:
-    """Add the diagonal of J^T F S F^T J, exactly: the sum over one-hot xi of A(J^T F xi) * A(J^T F S xi)."""
+def gauss_newton_exact(graph: SitedGraph, groups: list[Group], tally: Tally) -> Iterator[int]:
+    """Add the diagonal of J^T F S F^T J, exactly: the sum over one-hot xi of A(J^T F xi) * A(J^T F S xi).
+
+    It is there when the iterator ends; on the way that yields the number of vectors done so far.
+    """
     size = math.prod(graph.output_shape)
 
     def one_hot(k: int) -> Tensor:
@@ -31,7 +34,7 @@ def gauss_newton_exact(graph: SitedGraph, groups: list[Group], tally: Tally) -> 
         xi[:, k] = 1
         return xi.reshape(-1, *graph.output_shape)
 
-    _add(graph, groups, tally, size, one_hot, spread_of=0, exact=True)
+    return _add(graph, groups, tally, size, one_hot, spread_of=0, exact=True)
 
 
 def gauss_newton_sampled(
@@ -47,7 +50,8 @@ def gauss_newton_sampled(
         xi: The k-th of them, (B, *output_shape).
         spread_of: How many of them to take the spread of.
     """
-    _add(graph, groups, tally, samples, xi, spread_of, exact=False)
+    for _ in _add(graph, groups, tally, samples, xi, spread_of, exact=False):
+        pass
 
 
 def _add(
@@ -58,7 +62,7 @@ def _add(
     xi: Callable[[int], Tensor],
     spread_of: int,
     exact: bool,
-) -> None:
+) -> Iterator[int]:
     clusters = {id(g): [ClusterSums(c) for c in g.clusters()] for g in groups if not g.local}
     pointwise = {id(g): PointwiseSums() for g in groups if g.local}
     for start, left, right in _passes(graph, groups, count, xi):
@@ -74,6 +78,7 @@ def _add(
                     estimate = cluster.mapped(left, rows)
                     one.add(estimate * (estimate if right is left else cluster.mapped(right, rows)), with_spread)
                 one.added(vectors, with_spread)
+        yield start + 1
     for group in groups:
         if group.local:
             pointwise[id(group)].tally(group.maps(), tally, exact)

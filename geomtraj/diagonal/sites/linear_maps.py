@@ -23,6 +23,7 @@ class LinearMap:
 
     Attributes:
         name: The parameter.
+        dtype: Number type of the values.
         index: Place in the flattened parameter of each column of `outer`; the parameter's size stands for none.
         by_rows: Whether `outer` has a row for each example.
         row_entries: Entries in such a row.
@@ -36,8 +37,8 @@ class LinearMap:
     inputs = 1
     has_forward = True
 
-    def __init__(self, use: Use, size: int):
-        self.name, self.scale, self.size = use.name, use.scale, size
+    def __init__(self, use: Use, size: int, site: Site):
+        self.name, self.scale, self.size, self.dtype = use.name, use.scale, size, site.eps.dtype
         flat = use.index.reshape(-1)
         self.index = torch.where(flat < 0, size, flat)
         self.row_entries = self.index.numel()
@@ -73,7 +74,7 @@ class Weight(LinearMap):
     """A(v)_n = v_n^T x_n, in groups."""
 
     def __init__(self, use: Use, size: int, site: Site, axis: ExampleAxis):
-        super().__init__(use, size)
+        super().__init__(use, size, site)
         assert use.inputs is not None
         self._x = axis.positions(use.inputs().detach(), 2)  # (B, T, G, J)
         self._site, self._axis, self._spread = site, axis, use.spread
@@ -125,7 +126,7 @@ class Channel(LinearMap):
     """A(v)_n = sum over positions of v_n, times a factor if there is one."""
 
     def __init__(self, use: Use, size: int, site: Site, axis: ExampleAxis):
-        super().__init__(use, size)
+        super().__init__(use, size, site)
         self._factor = None if use.factor is None else axis.positions(site.moved(use.factor.detach()))
         self._positions = axis.positions(site.moved(site.eps)).shape[1]
 
@@ -152,7 +153,7 @@ class Gather(LinearMap):
     positionwise = False
 
     def __init__(self, use: Use, size: int, site: Site, axis: ExampleAxis):
-        super().__init__(use, size)
+        super().__init__(use, size, site)
         placed = axis.positions(site.moved(use.index))
         self._shape, places = placed.shape, placed.flatten(1)
         self._places = torch.where(places < 0, size, places)  # (B, M)

@@ -1,0 +1,120 @@
+"""The batches of a problem as graphs that are sound, in parts that fit into memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from geomtraj.diagonal.sites.output_split import close
+from geomtraj.diagonal.sites.sited_graph import SitedGraph
+from geomtraj.errors import InputError
+from geomtraj.operators.memory import SavedBytes, available_bytes
+from geomtraj.problem import Problem, leaves
+from geomtraj.slicing import cut, sliced
+
+GRAPH_COPIES = 12
+"""Memory of a batch while it is probed, over what autograd saves for the gradient of its loss (11 on a GPT)."""
+
+
+class Part(NamedTuple):
+    """A batch or a part of one, its graph, and the numbers (B,) of its examples in the data."""
+
+    batch: Any
+    graph: SitedGraph
+    numbers: Tensor
+
+
+def sound_graphs(problem: Problem, parameters: dict[str, Tensor], elsewhere: dict[str, str]) -> Iterator[Part]:
+    """Graphs over all parameters whose uses are accounted for; the names of the others are added to `elsewhere`.
+
+    Hold no graph when asking for the next. `problem.session()` must be active.
+
+    Raises:
+        InputError: Examples depend on each other, as far as that shows here.
+    """
+    first = 0
+    for batch in _parts(problem, parameters):
+        graph = _sound_graph(problem, parameters, elsewhere, batch)
+        numbers = torch.arange(first, first + graph.examples, device=problem.device)
+        first += graph.examples
+        part = Part(batch, graph, numbers)
+        del graph
+        yield part
+        del part
+
+
+def _parts(problem: Problem, parameters: dict[str, Tensor]) -> Iterator[Any]:
+    """The batches, cut into smaller ones where their graphs would not fit into half of the free memory."""
+    for batch in problem.batches:
+        with SavedBytes() as saved:
+            losses, weights = problem.losses(leaves(parameters), batch)
+        losses, weights = losses.detach(), None if weights is None else weights.detach()
+        needed, room = GRAPH_COPIES * saved.total, available_bytes(problem.device) / 2
+        examples = cut(batch, len(losses)) if needed > room else None
+        if examples is None or not stands_alone(problem, parameters, examples[0]):
+            yield batch
+            continue
+        parts = sliced(batch, len(losses), max(1, int(len(losses) * room / needed)))
+        with torch.no_grad():
+            apart = torch.cat([loss_sums(*problem.losses(parameters, part)) for part in parts])
+        check_alone(apart, loss_sums(losses, weights))
+        yield from parts
+
+
+def _sound_graph(problem: Problem, parameters: dict[str, Tensor], elsewhere: dict[str, str], batch: Any) -> SitedGraph:
+    """The batch's graph over all parameters whose uses are accounted for; the others are added to `elsewhere`."""
+    while True:
+        graph = SitedGraph(problem, parameters, [n for n in parameters if n not in elsewhere], batch)
+        failed = set(graph.failed)
+        if not failed:
+            failed = {use.name for n in graph.coupled() for use in graph.sites[n].uses}
+        if not failed:
+            return graph
+        elsewhere |= {name: "" for name in parameters if name in failed}
+
+
+def refuse_batch_statistics(problem: Problem) -> None:
+    """Refuse a problem whose modules compute statistics over the batch.
+
+    Raises:
+        InputError: There is such a module.
+    """
+    if problem.batch_statistics:
+        raise InputError(
+            f"{', '.join(map(repr, problem.batch_statistics[:3]))} computes batch statistics, so the examples of a "
+            "batch depend on each other, which method 'probing' cannot handle: pass mode='eval' to the Problem, or "
+            "take method 'xdiag'."
+        )
+
+
+def stands_alone(problem: Problem, parameters: Mapping[str, Tensor], part: Any) -> bool:
+    """Whether the loss takes this part of a batch at all: a tensor that only looks like a column may be cut in it."""
+    try:
+        with torch.no_grad():
+            problem.losses(parameters, part)
+    except Exception:  # whatever the user's code raises on what it was not written for
+        return False
+    return True
+
+
+def check_alone(alone: Tensor, within: Tensor) -> None:
+    """Losses of examples in smaller batches must be those in their own batch.
+
+    Raises:
+        InputError: They are not.
+    """
+    if alone.shape != within.shape or not close(alone, within):
+        raise InputError(
+            "an example's loss depends on the other examples of its batch, which method 'probing' cannot handle: "
+            "return losses whose first axis counts independent examples (sequences, not tokens), or take "
+            "method 'xdiag'."
+        )
+
+
+def loss_sums(losses: Tensor, weights: Tensor | None) -> Tensor:
+    """Weighted losses of each example, (B,)."""
+    values = losses if weights is None else losses * weights
+    return values.reshape(values.shape[0], -1).sum(1)
