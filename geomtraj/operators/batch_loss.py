@@ -1,0 +1,75 @@
+"""One batch's loss sum as a function of the tensors that it is differentiated by."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.stateless import _reparametrize_module
+
+from geomtraj.layout import Layout
+from geomtraj.problem import Problem
+
+
+class BatchLoss:
+    """sum(w * losses) of one batch, as a function of some parameters at theta.
+
+    Args:
+        problem: The loss.
+        parameters: Values of all the problem's parameters, by name.
+        layout: The parameters to differentiate by.
+        batch: One batch, or a part of one.
+
+    Attributes:
+        values: The values of the parameters to differentiate by, in order, detached.
+    """
+
+    def __init__(self, problem: Problem, parameters: Mapping[str, Tensor], layout: Layout, batch: Any):
+        self.problem, self.layout, self.batch = problem, layout, batch
+        self._parameters = parameters
+        self.values = [parameters[name].detach() for name in layout]
+
+    def __call__(self, tensors: Sequence[Tensor]) -> Tensor:
+        """The loss sum, 0-d, at other values. Call it inside `evaluation`."""
+        return self.problem.batch_sum(self._at(tensors), self.batch)
+
+    def gradient(self, tensors: Sequence[Tensor], twice: bool = False) -> list[Tensor | None]:
+        """The gradients by the tensors, None where there is none; with their own graph if `twice`."""
+        value = self(tensors)
+        if not value.requires_grad:
+            return [None] * len(tensors)
+        return list(torch.autograd.grad(value, list(tensors), create_graph=twice, allow_unused=True))
+
+    @contextmanager
+    def evaluation(self, tensors: Sequence[Tensor] | None = None) -> Iterator[None]:
+        """What forward and backward passes need: the problem's session, and the model holding these parameters.
+
+        The model holds them in the backward pass too, where checkpointed blocks are computed once more.
+        """
+        held = self._at(self.values if tensors is None else tensors)
+        with ExitStack() as stack:
+            stack.enter_context(self.problem.session())
+            stack.enter_context(_uncompiled())
+            stack.enter_context(_reparametrize_module(self.problem.model, held, tie_weights=True))
+            yield
+
+    def rows(self, vectors: Tensor) -> list[Tensor]:
+        """Views of a vector (P,), or of the rows of (k, P), in the shapes of the parameters."""
+        return list(self.layout.unflatten(vectors).values())
+
+    def _at(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+        return {**self._parameters, **dict(zip(self.layout, tensors, strict=True))}
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Compiled parts run as plain ones: nothing can be differentiated twice through a compiled graph."""
+    if "torch._dynamo" not in sys.modules:  # nothing can have been compiled, and the import takes a second
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield

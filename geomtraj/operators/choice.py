@@ -1,0 +1,170 @@
+"""Which way of multiplying suits a problem: measured on the problem itself, and remembered for its trajectory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from geomtraj.errors import ComputationError
+from geomtraj.layout import Layout
+from geomtraj.operators.batch_loss import BatchLoss
+from geomtraj.operators.failures import is_out_of_memory
+from geomtraj.operators.ways import WAYS, Way
+from geomtraj.problem import Problem
+from geomtraj.seeding import gaussian, generator
+
+Result = TypeVar("Result")
+
+KEEPING = ("kept", "linearized-forward", "linearized-reverse")
+PASSING = ("fresh", "forward")
+TRUSTED = ("kept", "fresh", "differences")  # double backward, and what states an error of its own
+TRIAL_PRODUCTS = 8
+TRIAL_SECONDS = 0.2
+TRIAL_ROUNDS = 2
+BLOCK = 4
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds that a way takes on one batch.
+
+    Attributes:
+        setup: Before the first product.
+        product: For each vector.
+        block: For each vector where several go in one pass; None where they cannot.
+    """
+
+    setup: float
+    product: float
+    block: float | None = None
+
+    def total(self, products: int, wide: bool) -> float:
+        """Seconds for so many products."""
+        each = min(self.product, self.block) if wide and self.block is not None else self.product
+        return self.setup + products * each
+
+
+@dataclass
+class History:
+    """What was learnt about one problem and one set of parameters.
+
+    Attributes:
+        timings: By way.
+        refused: Ways that cannot be used here, and why.
+        verified: Ways whose numbers were found equal to those of double backward.
+        spent: Seconds spent on products before any trial.
+        products: Products made at the last theta.
+        largest: Most examples that fit into memory at once; None for no limit.
+        bytes_per_example: Estimated bytes of the gradient's graph: (fixed, for each example).
+    """
+
+    timings: dict[str, Timing] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    verified: set[str] = field(default_factory=set)
+    spent: float = 0.0
+    products: int = 0
+    largest: int | None = None
+    bytes_per_example: tuple[float, float] | None = None
+
+    def best(self, names: Iterable[str], products: int, wide: bool) -> str | None:
+        """The quickest of the measured ways for so many products; None where none is measured."""
+        known = [name for name in names if name in self.timings]
+        return min(known, key=lambda name: self.timings[name].total(products, wide), default=None)
+
+
+_HISTORIES: WeakKeyDictionary[Problem, dict[tuple[str, ...], History]] = WeakKeyDictionary()
+
+
+def history(problem: Problem, layout: Layout) -> History:
+    """The history of this problem and these parameters, shared by all iterates of a trajectory."""
+    return _HISTORIES.setdefault(problem, {}).setdefault(tuple(layout), History())
+
+
+def try_ways(names: Iterable[str], loss: BatchLoss, width: int, room: float, learnt: History) -> None:
+    """Times the ways on one batch, a few products each, and writes what comes out into the history.
+
+    A way that raises, needs more than `room` bytes or gives other numbers than double backward is refused.
+    """
+    probes = _probes(loss, min(width, BLOCK))
+    expected = WAYS["fresh"](loss).products(probes)
+    for name in names:
+        try:
+            setup, way = _timed(partial(WAYS[name], loss), loss)
+            if way.held > room:
+                raise ComputationError(f"it would keep {way.held / 2**20:.0f} MiB for one batch.")
+            verify(name, way, probes[:1], expected[:1])
+            product = min(_timed(partial(way.product, probes[0]), loss)[0] for _ in range(TRIAL_ROUNDS))
+        except Exception as error:  # whatever a model's operations raise in a mode that they do not support
+            if is_out_of_memory(error) and name in TRUSTED:
+                raise
+            learnt.refused[name] = str(error)
+            continue
+        learnt.verified.add(name)
+        learnt.timings[name] = Timing(setup, product)
+    fastest = learnt.best(names, 10**9, wide=False)
+    if len(probes) > 1 and fastest is not None and WAYS[fastest].in_one_pass:
+        _try_block(fastest, loss, probes, expected, learnt)
+
+
+def verify(name: str, way: Way, probes: Tensor, expected: Tensor) -> None:
+    """Compares a way's products (k, P) with those of double backward, parameter by parameter.
+
+    Raises:
+        ComputationError: They differ by more than the square root of the rounding error.
+    """
+    _compare(name, way, way.products(probes), expected)
+
+
+def verified(name: str, way: Way, learnt: History) -> Way:
+    """The way itself, once it has been found equal to double backward on this problem."""
+    if name not in TRUSTED and name not in learnt.verified:
+        probes = _probes(way.loss, 1)
+        verify(name, way, probes, WAYS["fresh"](way.loss).products(probes))
+        learnt.verified.add(name)
+    return way
+
+
+def _compare(name: str, way: Way, found: Tensor, expected: Tensor) -> None:
+    tolerance = torch.finfo(expected.dtype).eps ** 0.5
+    floor = 1e-2 * expected.norm()
+    for parameter, slot in way.loss.layout.items():
+        part = expected[:, slot.slice]
+        error, scale = (found[:, slot.slice] - part).norm(), torch.maximum(part.norm(), floor)
+        if not bool(error <= tolerance * scale):
+            raise ComputationError(
+                f"way={name!r} gives other numbers than double backward for {parameter!r} (relative difference "
+                f"{float(error / scale):.1e}): leave way='auto', which does not choose it."
+            )
+
+
+def _try_block(name: str, loss: BatchLoss, probes: Tensor, expected: Tensor, learnt: History) -> None:
+    way = WAYS[name](loss)
+    try:
+        _compare(name, way, way.block(probes), expected)
+        seconds = _timed(partial(way.block, probes), loss)[0] / len(probes)
+    except Exception:  # no batching rule, too little memory: one by one then
+        return
+    known = learnt.timings[name]
+    learnt.timings[name] = Timing(known.setup, known.product, seconds)
+
+
+def _probes(loss: BatchLoss, count: int) -> Tensor:
+    return gaussian((count, loss.layout.size), generator(0, "way"), loss.values[0])
+
+
+def _timed(work: Callable[[], Result], loss: BatchLoss) -> tuple[float, Result]:
+    device = loss.values[0].device
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    result = work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start, result

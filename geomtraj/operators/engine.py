@@ -1,0 +1,196 @@
+"""Hessian products summed over the batches: the way of making them, what is kept of it, and what fits into memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from geomtraj.errors import GeomtrajError, unknown_name
+from geomtraj.layout import Layout
+from geomtraj.operators import choice
+from geomtraj.operators.batch_loss import BatchLoss
+from geomtraj.operators.failures import explained, is_out_of_memory
+from geomtraj.operators.memory import available_bytes
+from geomtraj.operators.parts import Parts
+from geomtraj.operators.ways import WAYS, Way
+from geomtraj.problem import Problem
+
+KEEP_FRACTION = 0.25
+WIDEST = 64
+
+
+class Engine:
+    """Products with the Hessian of the loss sum at one theta.
+
+    Args:
+        problem: The loss.
+        parameters: Values of all the problem's parameters, by name.
+        layout: The parameters to differentiate by.
+        way: A name in `WAYS`, or "auto".
+
+    Attributes:
+        history: What is known of the ways on this problem.
+
+    Raises:
+        InputError: The way is unknown.
+    """
+
+    def __init__(self, problem: Problem, parameters: Mapping[str, Tensor], layout: Layout, way: str):
+        if way != "auto" and way not in WAYS:
+            raise unknown_name("way", way, ["auto", *WAYS])
+        self._problem, self._parameters, self._layout, self._asked = problem, parameters, layout, way
+        self.history = choice.history(problem, layout)
+        self._expected = self.history.products
+        self._done = 0
+        self._parts = Parts(problem, parameters, layout, self.history)
+        self._way = "kept" if way == "auto" else way
+        self._kept: dict[tuple[int, int], Way] = {}
+        self._held = 0
+        self._budget = 0.0
+        self._complete = False
+        self._full = False
+        self._width = WIDEST
+
+    @property
+    def way(self) -> str:
+        """The way of the next product: the one that is kept where there is room for it."""
+        passing = self._passing()
+        if not self._full or self._way == passing:
+            return self._way
+        return f"{self._way} + {passing}" if self._kept else passing
+
+    def products(self, rows: Tensor) -> Tensor:
+        """The products (k, P) with the rows of (k, P).
+
+        Raises:
+            ComputationError: Not even a single example fits into memory, or the model has no second derivative.
+            InputError: The model does something that cannot be differentiated.
+        """
+        start = time.perf_counter()
+        try:
+            if self._asked == "auto":
+                self._choose(len(rows))
+            total = self._within_memory(rows)
+        except GeomtrajError:
+            raise
+        except RuntimeError as error:
+            better = explained(error)
+            if better is None:
+                raise
+            raise better from error
+        self._done += len(rows)
+        self.history.products = self._done
+        self.history.spent += time.perf_counter() - start
+        return total
+
+    def _within_memory(self, rows: Tensor) -> Tensor:
+        while True:
+            try:
+                return self._sum(rows)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                shortage = str(error)
+            self._relieve(shortage)
+
+    def _sum(self, rows: Tensor) -> Tensor:
+        total: Tensor | None = None
+        if self._complete:
+            for way in self._kept.values():
+                total = _added(total, self._products(way, rows))
+        else:
+            if not self._kept:
+                self._budget = KEEP_FRACTION * available_bytes(self._problem.device)
+            with self._problem.session():
+                for place, part in self._parts:
+                    way = self._kept[place] if place in self._kept else self._prepared(place, part)
+                    total = _added(total, self._products(way, rows))
+            self._complete = not self._full and self._keeping()
+        return torch.zeros_like(rows) if total is None else total
+
+    def _products(self, way: Way, rows: Tensor) -> Tensor:
+        timing = self.history.timings.get(self._way)
+        in_passes = timing is not None and timing.block is not None and timing.block < timing.product
+        if len(rows) == 1 or not (in_passes and way.in_one_pass):
+            return way.products(rows)
+        room = KEEP_FRACTION * available_bytes(rows.device)
+        width = max(1, min(self._width, int(room / max(1, way.held))))
+        while True:
+            try:
+                return torch.cat([way.block(part) for part in rows.split(width)])
+            except (RuntimeError, MemoryError) as error:
+                if width == 1 or not is_out_of_memory(error):
+                    raise
+            width = self._width = width // 2
+
+    def _prepared(self, place: tuple[int, int], part: Any) -> Way:
+        """The way for one part of the batches, kept if there is room for it."""
+        name = self._passing() if self._full else self._way
+        loss = BatchLoss(self._problem, self._parameters, self._layout, part)
+        way = choice.verified(name, WAYS[name](loss), self.history)
+        if way.keeps:
+            self._held += way.held
+            self._full = self._full or self._held > self._budget
+            if not self._full:
+                self._kept[place] = way
+        return way
+
+    def _keeping(self) -> bool:
+        return WAYS[self._way].keeps
+
+    def _passing(self) -> str:
+        """The way for what cannot be kept."""
+        if not self._keeping():
+            return self._way
+        return self.history.best(choice.PASSING, 1, wide=False) or "fresh"
+
+    def _release(self) -> None:
+        self._kept, self._held, self._complete = {}, 0, False
+
+    def _choose(self, width: int) -> None:
+        """Takes the way that was the quickest, after a trial once as much time has gone into products as it costs."""
+        known = self.history
+        names = choice.PASSING if self._full else choice.KEEPING
+        untried = [n for n in names if n not in known.timings and n not in known.refused]
+        worth = self._done >= choice.TRIAL_PRODUCTS and known.spent >= choice.TRIAL_SECONDS
+        if untried and worth:
+            self._try(untried, width)
+        best = known.best(names, max(self._done, self._expected), wide=width > 1)
+        if best is not None and best != self._way and not (self._full and self._kept):
+            self._release()
+            self._way = best
+
+    def _try(self, names: list[str], width: int) -> None:
+        room = KEEP_FRACTION * available_bytes(self._problem.device)
+        with self._problem.session():
+            _, part = next(iter(self._parts))
+            loss = BatchLoss(self._problem, self._parameters, self._layout, part)
+            try:
+                choice.try_ways(names, loss, width, room, self.history)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                for name in names:
+                    self.history.refused.setdefault(name, "there was too little memory to try it.")
+
+    def _relieve(self, shortage: str) -> None:
+        """Makes the next attempt need less memory than the one that failed.
+
+        Raises:
+            ComputationError: It cannot.
+        """
+        if self._kept:
+            self._release()
+        else:
+            self._parts.halve(shortage)
+        self._full = True
+        if self._problem.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _added(total: Tensor | None, more: Tensor) -> Tensor:
+    return more if total is None else total.add_(more)

@@ -1,0 +1,58 @@
+"""What went wrong inside torch, in one sentence with the way out."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+from geomtraj.errors import ComputationError, GeomtrajError, InputError
+
+_SENTENCES: list[tuple[str, type[GeomtrajError], str]] = [
+    (
+        r"once_differentiable|derivative for .* is not implemented|does not.* support double backward|"
+        r"differentiate twice|double backward",
+        ComputationError,
+        "the model uses an operation without a second derivative ({first}): replace it by plain torch operations, or "
+        "pass way='differences' to gt.Hessian for finite differences of gradients.",
+    ),
+    (
+        r"modified by an inplace operation|a leaf Variable that requires grad is being used in an in-place|"
+        r"is a view and is being modified inplace|view was created inside a custom Function",
+        InputError,
+        "the model or the loss changes a tensor in place that its derivative needs ({first}): write x = x + y instead "
+        "of x += y, or inplace=False.",
+    ),
+    (
+        r"forward AD|forward mode|jvp",
+        ComputationError,
+        "the model uses an operation without a forward derivative ({first}): choose way='kept' or way='auto'.",
+    ),
+    (
+        r"[Ee]xpected all tensors to be on the same device|different devices?|is on cpu, but expected",
+        InputError,
+        "the model and the batches are on different devices ({first}): move the batches to the model's device.",
+    ),
+    (
+        r"must have the same dtype|[Ee]xpected .*scalar type|same dtype",
+        InputError,
+        "the model and the batches have different number types ({first}): convert the batches to the model's dtype.",
+    ),
+]
+
+
+def explained(error: BaseException) -> GeomtrajError | None:
+    """The error to raise in place of a known one of torch, to be raised from it; None for unknown ones."""
+    text = str(error)
+    first = re.split(r"(?<=[.!])\s|\n", text.strip())[0].rstrip(".") if text.strip() else type(error).__name__
+    for pattern, kind, sentence in _SENTENCES:
+        if re.search(pattern, text):
+            return kind(sentence.format(first=first))
+    return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on whichever device."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and bool(re.search(r"can't allocate memory|not enough memory", str(error)))

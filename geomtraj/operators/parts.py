@@ -1,0 +1,108 @@
+"""The batches in parts of as many examples as memory has room for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from geomtraj.errors import ComputationError
+from geomtraj.layout import Layout
+from geomtraj.operators.batch_loss import BatchLoss
+from geomtraj.operators.choice import History
+from geomtraj.operators.memory import SavedBytes, available_bytes
+from geomtraj.problem import Problem
+from geomtraj.slicing import sliced, tensors_of
+
+WORK = 2.0  # bytes that a product needs over those that its graph holds
+SAME = 1e4  # roundings by which a batch's loss may differ from the sum over its parts
+
+
+class Parts:
+    """Iterates over ((batch, part) numbers, part) pairs, whole batches where they fit. Use it inside the session.
+
+    Args:
+        problem: The loss.
+        parameters: Values of all the problem's parameters, by name.
+        layout: The parameters that are differentiated by.
+        known: Holds the largest number of examples that fits, and the estimate of their memory.
+    """
+
+    def __init__(self, problem: Problem, parameters: Mapping[str, Tensor], layout: Layout, known: History):
+        self._problem, self._parameters, self._layout, self._known = problem, parameters, layout, known
+        self._latest: tuple[int, Any] = (0, None)  # number of the batch at work, and the batch
+
+    def __iter__(self) -> Iterator[tuple[tuple[int, int], Any]]:
+        for i, batch in enumerate(self._problem.batches):
+            if self._known.bytes_per_example is None:
+                self._estimate(batch)
+            for j, part in enumerate(self._cut(i, batch)):
+                yield (i, j), part
+
+    def halve(self, shortage: str) -> None:
+        """Halves the parts after a product did not fit into memory.
+
+        Raises:
+            ComputationError: They hold a single example already.
+        """
+        i, batch = self._latest
+        with self._problem.session():
+            size = min(self._count(batch), self._known.largest or 2**62)
+        if size <= 1:
+            free = available_bytes(self._problem.device) / 2**30
+            raise ComputationError(
+                f"a Hessian product with a single example of batch {i} needs more memory than there is ({free:.1f} GiB "
+                f"free on {self._problem.device}): select fewer parameters by params=, or measure in float32. "
+                f"({shortage.splitlines()[0] if shortage else 'out of memory'})"
+            )
+        self._known.largest = math.ceil(size / 2)
+
+    def _cut(self, i: int, batch: Any) -> list[Any]:
+        largest = self._known.largest
+        self._latest = (i, batch)
+        if largest is None or (n := self._count(batch)) <= largest:
+            return [batch]
+        parts = sliced(batch, n, largest) if {t.shape[0] if t.dim() else 0 for t in tensors_of(batch)} == {n} else []
+        if not parts or not self._adds_up(batch, parts):
+            raise ComputationError(
+                f"batch {i} with {n} examples does not fit into memory and cannot be cut into parts of {largest} "
+                "(not all its tensors have the examples first, or they depend on each other): pass smaller batches."
+            )
+        return parts
+
+    def _count(self, batch: Any) -> int:
+        with torch.no_grad():
+            return len(self._problem.losses(self._parameters, batch)[0])
+
+    def _adds_up(self, batch: Any, parts: list[Any]) -> bool:
+        with torch.no_grad():
+            whole = self._problem.batch_sum(self._parameters, batch)
+            pieces = [self._problem.batch_sum(self._parameters, part) for part in parts]
+        tolerance = SAME * torch.finfo(whole.dtype).eps * float(sum(p.abs() for p in pieces))
+        return bool((whole - sum(pieces)).abs() <= tolerance)
+
+    def _estimate(self, batch: Any) -> None:
+        """Foresees from one and two examples how many fit; says nothing where the batch cannot be cut."""
+        self._known.bytes_per_example = (0.0, 0.0)
+        sizes = {t.shape[0] if t.dim() else 0 for t in tensors_of(batch)}
+        if len(sizes) != 1 or (n := sizes.pop()) < 3:
+            return
+        try:
+            one, two = (self._graph_bytes(sliced(batch, n, k)[0]) for k in (1, 2))
+        except Exception:  # a model that cannot take one example: memory is then found by trying
+            return
+        each = max(0, two - one)
+        self._known.bytes_per_example = (one - each, each)
+        room = available_bytes(self._problem.device) / WORK - (one - each)
+        if each > 0 and n * each > room:
+            self._known.largest = max(1, int(room / each))
+
+    def _graph_bytes(self, part: Any) -> int:
+        loss = BatchLoss(self._problem, self._parameters, self._layout, part)
+        leaves = [value.detach().requires_grad_() for value in loss.values]
+        with loss.evaluation(leaves), SavedBytes() as saved:
+            loss.gradient(leaves, twice=True)
+        return saved.total

@@ -1,0 +1,31 @@
+"""Finite differences of gradients."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from geomtraj.operators.ways.base import Way, flat
+
+
+class Differences(Way):
+    """Central differences of gradients, for models without a second derivative: two gradients for each vector.
+
+    The parameters move by eps^(1/3) (1 + |theta|) along the vector, eps the rounding of the dtype.
+    """
+
+    def product(self, vector: Tensor) -> Tensor:
+        """The product with one vector (P,), from the gradients on both sides of theta."""
+        length = float(vector.norm())
+        if not length > 0:
+            return torch.zeros_like(vector)
+        theta = flat(self.loss.values)
+        step = torch.finfo(vector.dtype).eps ** (1 / 3) * (1 + float(theta.norm())) / length
+        ahead, behind = (self._gradient(theta + h * vector) for h in (step, -step))
+        return (ahead - behind) / (2 * step)
+
+    def _gradient(self, theta: Tensor) -> Tensor:
+        leaves = [row.detach().requires_grad_() for row in self.loss.rows(theta)]
+        with self.loss.evaluation(leaves):
+            found = self.loss.gradient(leaves)
+        return flat([torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves, found, strict=True)])

@@ -1,0 +1,20 @@
+"""Double backward through a graph that lives for one call."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from geomtraj.operators.ways.base import Way
+from geomtraj.operators.ways.kept import Kept
+
+
+class Fresh(Way):
+    """Reverse over reverse with the gradient's graph built anew in each call and freed behind its last vector."""
+
+    def product(self, vector: Tensor) -> Tensor:
+        """The product with one vector (P,), through a graph of its own."""
+        return Kept(self.loss).product(vector)
+
+    def products(self, rows: Tensor) -> Tensor:
+        """The products (k, P), through one graph for all of them."""
+        return Kept(self.loss).products(rows)

@@ -1,0 +1,54 @@
+"""The Hessian of a batch as a recorded linear function, simplified once and run for each vector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from geomtraj.isolation import exact_arithmetic
+from geomtraj.operators.batch_loss import BatchLoss
+from geomtraj.operators.recording import record
+from geomtraj.operators.simplify import held_bytes, out_of_place, simplify
+from geomtraj.operators.ways.base import Way, flat
+from geomtraj.operators.ways.forward import derivative
+from geomtraj.operators.ways.kept import Kept
+
+
+class LinearizedForward(Way):
+    """Forward over reverse, linearised: its operations on the vector recorded once, the primal's results constants."""
+
+    keeps: ClassVar[bool] = True
+    in_one_pass: ClassVar[bool] = True
+
+    def __init__(self, loss: BatchLoss):
+        super().__init__(loss)
+        inputs = [torch.zeros_like(value) for value in loss.values]
+        self._program = simplify(record(self._along(), inputs))
+        self._mapped: Callable[..., list[Tensor]] | None = None
+        self.held = held_bytes(self._program)
+
+    def product(self, vector: Tensor) -> Tensor:
+        """The product with one vector (P,), by one run of the recorded operations."""
+        with torch.no_grad(), exact_arithmetic():
+            return flat(self._program(*self.loss.rows(vector)))
+
+    def block(self, rows: Tensor) -> Tensor:
+        """The products (k, P), by one run of the recorded operations mapped over the vectors."""
+        if self._mapped is None:
+            self._mapped = torch.func.vmap(out_of_place(self._program))
+        with torch.no_grad(), exact_arithmetic():
+            return flat(self._mapped(*self.loss.rows(rows)), lead=1)
+
+    def _along(self) -> Callable[[Sequence[Tensor]], list[Tensor]]:
+        return partial(derivative, self.loss)
+
+
+class LinearizedReverse(LinearizedForward):
+    """Reverse over reverse, linearised: the backward pass through the gradient's graph recorded once."""
+
+    def _along(self) -> Callable[[Sequence[Tensor]], list[Tensor]]:
+        return Kept(self.loss).along
