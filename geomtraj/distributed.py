@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+import traceback
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager, suppress
@@ -196,9 +197,16 @@ class Ranks:
                 f"{self._timeout.total_seconds():g} s, the timeout given to torch.distributed.init_process_group; "
                 "start all processes again."
             )
-            with suppress(Exception):
-                dist.destroy_process_group(self._control)  # closes the connections on which others may wait
+            self._hang_up(error)
             raise ComputationError(self._lost) from error
+
+    def _hang_up(self, error: BaseException) -> None:
+        """Closes this process's connections, on which processes that do not notice the loss themselves may wait."""
+        control = self.__dict__.pop("_control", None)
+        traceback.clear_frames(error.__traceback__)  # they hold the group, and it closes when nothing does
+        if control is not None:
+            with suppress(Exception):
+                dist.destroy_process_group(control)
 
 
 _KNOWN: WeakKeyDictionary[dist.ProcessGroup, Ranks] = WeakKeyDictionary()

@@ -136,7 +136,18 @@ def products(rank, size, trouble):
 
 
 def killed(rank, size, folder):
-    return {"said": said(lambda: products(rank, size, lambda: os.kill(os.getpid(), signal.SIGKILL)))}
+    """Process 1 of 4 is killed; its neighbours in the ring of gloo, 0 and 2, live on until 3 has noticed too."""
+    report = {"said": said(lambda: products(rank, size, lambda: os.kill(os.getpid(), signal.SIGKILL)))}
+    if rank in (0, 2):
+        wait_for(folder / "3.pt")
+    return report
+
+
+def wait_for(path):
+    began = time.monotonic()
+    while not path.exists():
+        assert time.monotonic() < began + 60, f"no {path.name} in sight"
+        time.sleep(0.1)
 
 
 def raised(rank, size, folder):
@@ -160,14 +171,7 @@ def caught(rank, size, folder):
 
 def stuck(rank, size, folder):
     """Process 1 stops without a word, and wakes when process 0 has said so."""
-    answer = folder / "0.pt"
-
-    def trouble():
-        began = time.monotonic()
-        while not answer.exists() and time.monotonic() < began + 60:
-            time.sleep(0.1)
-
-    return {"said": said(lambda: products(rank, size, trouble))}
+    return {"said": said(lambda: products(rank, size, lambda: wait_for(folder / "0.pt")))}
 
 
 def other_vectors(rank, size, folder):
@@ -179,7 +183,7 @@ SCENARIOS = {
     "equal 2": (equal, 2, 60),
     "equal 3": (equal, 3, 60),
     "refused": (refused, 2, 60),
-    "killed": (killed, 3, 60),
+    "killed": (killed, 4, 120),
     "raised": (raised, 2, 60),
     "caught": (caught, 2, 60),
     "stuck": (stuck, 2, 5),
