@@ -73,6 +73,7 @@ class Ranks:
         self._group = group
         self._timeout = _timeout(group)
         self._errors = 0
+        self._depth = 0
         self._past = 0
         self._lost = ""
         with self._listening():
@@ -104,14 +105,19 @@ class Ranks:
 
     @contextmanager
     def errors_noted(self) -> Iterator[None]:
-        """Counts the errors inside: if the others did not meet them too, the next sum says so instead of adding."""
+        """Counts the errors that leave it: if the others did not meet them too, the next sum says so and adds nothing.
+
+        Inside another one nothing is counted, nor is a lack of memory: what raised may be tried in another way.
+        """
+        self._depth += 1
         try:
             yield
-        except (torch.OutOfMemoryError, MemoryError):
-            raise  # may be tried again with less at once, on this process alone
-        except Exception:
-            self._errors += 1
+        except Exception as error:
+            memory = isinstance(error, MemoryError) or "memory" in str(error)
+            self._errors += self._depth == 1 and not memory
             raise
+        finally:
+            self._depth -= 1
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of a tensor over all processes, the same bits on each of them; may overwrite the tensor.

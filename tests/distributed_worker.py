@@ -28,14 +28,15 @@ def shared(case, batches=None, **options):
 
 def measured(problem):
     """Everything that sums over batches, and what is built on it."""
-    operator = gt.GGN(problem)
+    operator, ggn = gt.Hessian(problem), gt.GGN(problem)
     start = problem.theta() + 0.1
-    pairs, density = gt.eigsh(operator, k=3, seed=1), gt.spectral_density(operator, steps=8, probes=2, seed=2)
+    pairs, density = gt.eigsh(operator, k=3, seed=1), gt.spectral_density(ggn, steps=8, probes=2, seed=2)
     return {
         "loss": problem.loss(),
         "loss elsewhere": problem.loss(start),
         "gradient": problem.gradient(start),
-        "ggn": operator.dense(),
+        "hessian": operator.dense(),
+        "ggn": ggn.dense(),
         "block": operator.block(next(iter(problem.layout))).dense(),
         "eigenvalues": pairs.values,
         "eigenvectors": pairs.vectors * pairs.vectors.sum(0).sign(),
@@ -80,6 +81,21 @@ def said(action):
     return "no error"
 
 
+def fail_on_the_side(problem):
+    """What an operator may do on one process alone: try a way that fails, or run out of memory and try again."""
+    with problem.session():
+        try:
+            with problem.session():
+                raise NotImplementedError("no forward derivative")
+        except NotImplementedError:
+            pass
+    try:
+        with problem.session():
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+    except RuntimeError:
+        pass
+
+
 def refused(rank, size, folder):
     """Input that differs between processes; after each refusal the group is still of use."""
     case = CASES["gpt"]()
@@ -106,6 +122,9 @@ def refused(rank, size, folder):
     problem = make()
     report["loss"] = problem.loss()
     wrapped = gt.Problem(nn.parallel.DistributedDataParallel(problem.model), losses, problem.batches, group=group)
+    if rank == 0:
+        fail_on_the_side(problem)
+    report["after errors on the side"] = problem.loss()
     report["wrapped"] = wrapped.loss(), list(wrapped.layout)
     with torch.no_grad():
         problem.model.out.bias[rank] += 1e-7

@@ -80,6 +80,7 @@ def test_what_differs_between_processes_is_refused_and_the_group_goes_on(reports
         assert "cannot be copied or sent to an executor" in report["pickle"]
         assert report["not a group"].startswith("InputError: group is 'world': call torch.distributed.init_process_gro")
         assert torch.equal(report["loss"], zero["loss"])
+        assert torch.equal(report["after errors on the side"], zero["loss"])
         loss, names = report["wrapped"]
         assert torch.equal(loss, zero["loss"]) and names[0] == "position"  # the model inside the wrapper
         assert report["parameters"].startswith("InputError: 'out.bias' of the model differs between process 0 and proc")
