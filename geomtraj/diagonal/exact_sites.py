@@ -69,11 +69,16 @@ def exact_sites(problem: Problem, theta: Tensor | None = None, *, max_seconds: f
                 products += graph.products
                 examples += len(numbers)
                 del graph, work
-    except InputError:  # examples depend on each other
+        dependent = False
+    except InputError:
+        dependent = True
+    flags = torch.tensor([dependent, *(name in elsewhere for name in problem.layout)], device=problem.device)
+    dependent, *strange = problem.over_ranks(flags.long()).bool().tolist()
+    if dependent:
         return exact(Hessian(problem, theta), max_seconds=max_seconds)
     values = tally.flat(problem)[0]
-    if elsewhere:
-        block = Hessian(problem, theta).block(list(elsewhere))
+    if any(strange):
+        block = Hessian(problem, theta).block([n for n, s in zip(problem.layout, strange, strict=True) if s])
         part = exact(block, max_seconds=max_seconds)
         for name, slot in block.layout.items():
             values[problem.layout[name].slice] = part.values[slot.slice]

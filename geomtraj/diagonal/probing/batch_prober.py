@@ -25,6 +25,9 @@ PILOT = 3
 PILOT_FROM = 32
 """Samples from which that comparison is worth its probes."""
 
+FEW_OUTPUTS = 32
+"""Entries of the output up to which the Gauss-Newton part is exact whatever the samples: the passes serve all sites."""
+
 
 @dataclass
 class Settings:
@@ -63,12 +66,12 @@ class BatchProber:
         """The Gauss-Newton part of all groups together, then what is left of each, one after the other."""
         gauss_newton: list[Group] = []
         rest: list[Callable[[], None]] = []
-        few_outputs = outputs(self.graph) <= self.samples
+        few_outputs = outputs(self.graph) <= max(self.samples, FEW_OUTPUTS)
         for group in groups_of(self.graph):
             split = self.graph.factor is not None
             if group.local:
                 positions, units = self.graph.shape(group.sites[0])
-                if group.straight and outputs(self.graph) <= min(units, self.samples):
+                if group.straight and few_outputs and outputs(self.graph) <= units:
                     gauss_newton.append(group)
                     continue
                 if units <= self.samples:

@@ -31,20 +31,22 @@ def probing(problem: Problem, samples: int = 64, seed: int = 0, theta: Tensor | 
       noise: .014 / .013 / .014 / .002 for the last four; outer products are then taken once, not for each probe. Where
       such a site has at most `samples` units, one-hot vectors in their place make it exact.
     - H = J^T (d2L/dz2) J + R where the loss at the model's output z is diagonal or softmax-like, which is found out by
-      trying. The first part comes from squares, with a relative error of sqrt(2 / (N samples)), or exactly where z has
-      at most `samples` entries; R vanishes within a layer of a piecewise linear network. Together .067 for qkv.
+      trying. The first part comes from squares, by passes that serve all sites, with a relative error of
+      sqrt(2 / (N samples)), or exactly where z has few entries; R vanishes within a layer of a piecewise linear
+      network. Together .067 for qkv.
     - Signs on the entries of each example's own parameter in the place of signs on outputs: embedding .16 to .092,
       first norm .15 to .023. Always better for what has one input (biases, norms, tokens; Cauchy-Schwarz); for weights
-      three probes on the first example decide.
+      three probes on the first example decide, from 32 samples on.
     - Uses of the same entries (tied weights, repeated modules) are summed before multiplying; where the input of one
       depends on another, 2 g dx/dtheta is added, without which a tied embedding is off by half.
     - No gain: signs that are products of one sign per position and one per unit (cheaper outer products, but these are
       a tenth of the time, at 0.8 to 1.2 times the error), the norms all at once (4 % less time, up to twice their
-      error), separate passes for query, key and value.
+      error), separate passes for query, key and value, several probes in one batched backward pass (0.7 times the
+      speed on a CPU).
 
-    In ReLU networks with ten outputs all this makes ten probes exact: 0.1 s for 10,000 parameters, by one-hot products
-    14 s (MLP) and 60 s (CNN). Time grows linearly with examples and with the width of layers; each site has a pass of
-    its own, from there to the loss and back, so it grows with the square of the depth, and the errors shrink for it.
+    In ReLU networks with ten outputs all this is exact. Time grows linearly with examples and with the width of layers;
+    in other networks R takes a pass from each site to the loss and back, so it grows with the square of the depth, and
+    the errors shrink for it.
 
     A parameter whose uses do not add up to its true gradient, or do not belong to one example each, is probed in
     parameter space instead, one example's copy at a time; the status says so.

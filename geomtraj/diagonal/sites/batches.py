@@ -35,7 +35,7 @@ def sound_graphs(problem: Problem, parameters: dict[str, Tensor], elsewhere: dic
     Raises:
         InputError: Examples depend on each other, as far as that shows here.
     """
-    first = 0
+    first = problem.first_example
     for batch in _parts(problem, parameters):
         graph = _sound_graph(problem, parameters, elsewhere, batch)
         numbers = torch.arange(first, first + graph.examples, device=problem.device)

@@ -31,8 +31,8 @@ class Tally:
 
     def flat(self, problem: Problem) -> tuple[Tensor, Tensor]:
         """The diagonal (P,) and its variances (P,)."""
-        values = problem.layout.flatten({name: v[:-1] for name, v in self._values.items()})
-        variances = problem.layout.flatten({name: v[:-1] for name, v in self._variances.items()})
+        flat = [problem.layout.flatten({n: v[:-1] for n, v in own.items()}) for own in (self._values, self._variances)]
+        values, variances = problem.over_ranks(torch.stack(flat))
         return values / problem.total_weight, variances / problem.total_weight**2
 
 
