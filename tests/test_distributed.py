@@ -174,3 +174,18 @@ def test_a_digest_sees_the_last_bit_of_a_long_tensor():
     other = long.clone()
     other[-1] = torch.nextafter(other[-1], torch.tensor(2.0))
     assert digest(long) != digest(other)
+
+
+@gloo
+@pytest.mark.slow
+def test_the_script_of_the_docs_prints_the_same_on_one_and_on_two_processes(tmp_path):
+    page = (HERE.parent / "docs" / "distributed.md").read_text()
+    script = tmp_path / "curvature.py"
+    script.write_text(page.split("```python\n")[1].split("```")[0])
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    runs = [
+        subprocess.Popen([*torchrun, n, script], env=environment, stdout=subprocess.PIPE, text=True) for n in ("1", "2")
+    ]
+    one, two = (run.communicate(timeout=200)[0] for run in runs)
+    assert one == two and one.startswith("loss 1.6") and one.count("\n") == 1
