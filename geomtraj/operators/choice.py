@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -15,7 +15,6 @@ from torch import Tensor
 from geomtraj.errors import ComputationError
 from geomtraj.layout import Layout
 from geomtraj.operators.batch_loss import BatchLoss
-from geomtraj.operators.failures import is_out_of_memory
 from geomtraj.operators.ways import WAYS, Way
 from geomtraj.problem import Problem
 from geomtraj.seeding import gaussian, generator
@@ -27,7 +26,6 @@ PASSING = ("fresh", "forward")
 TRUSTED = ("kept", "fresh", "differences")  # double backward, and what states an error of its own
 TRIAL_PRODUCTS = 8
 TRIAL_SECONDS = 0.2
-TRIAL_ROUNDS = 2
 BLOCK = 4
 
 
@@ -87,51 +85,57 @@ def history(problem: Problem, layout: Layout) -> History:
     return _HISTORIES.setdefault(problem, {}).setdefault(tuple(layout), History())
 
 
-def try_ways(names: Iterable[str], loss: BatchLoss, width: int, room: float, learnt: History) -> None:
-    """Times the ways on one batch, a few products each, and writes what comes out into the history.
+def try_ways(names: Sequence[str], loss: BatchLoss, width: int, room: float, learnt: History) -> None:
+    """Times the ways on one batch, two products each, and writes what comes out into the history.
 
-    A way that raises, needs more than `room` bytes or gives other numbers than double backward is refused.
+    The first is double backward, which the others are held against: one that raises, needs more than `room` bytes or
+    gives other numbers is refused. The last is a substitute for those between, tried if one of them is refused.
     """
-    probes = _probes(loss, min(width, BLOCK))
-    expected = WAYS["fresh"](loss).products(probes)
+    probe = _probes(loss, 1)
+    expected: Tensor | None = None
     for name in names:
+        if name == names[-1] and len(names) > 2 and not learnt.refused.keys() & set(names):
+            break
         try:
             setup, way = _timed(partial(WAYS[name], loss), loss)
             if way.held > room:
                 raise ComputationError(f"it would keep {way.held / 2**20:.0f} MiB for one batch.")
-            verify(name, way, probes[:1], expected[:1])
-            product = min(_timed(partial(way.product, probes[0]), loss)[0] for _ in range(TRIAL_ROUNDS))
+            first, found = _timed(partial(way.products, probe), loss)
+            if expected is None:
+                expected = found
+            verify(name, way, found, expected)
+            again, _ = _timed(partial(way.products, probe), loss)
         except Exception as error:  # whatever a model's operations raise in a mode that they do not support
-            if is_out_of_memory(error) and name in TRUSTED:
+            if expected is None:
                 raise
             learnt.refused[name] = str(error)
             continue
         learnt.verified.add(name)
-        learnt.timings[name] = Timing(setup, product)
+        learnt.timings[name] = Timing(setup, min(first, again))
     fastest = learnt.best(names, 10**9, wide=False)
-    if len(probes) > 1 and fastest is not None and WAYS[fastest].in_one_pass:
-        _try_block(fastest, loss, probes, expected, learnt)
+    if width > 1 and fastest is not None and WAYS[fastest].in_one_pass:
+        _try_block(fastest, loss, min(width, BLOCK), learnt)
 
 
-def verify(name: str, way: Way, probes: Tensor, expected: Tensor) -> None:
+def verified(name: str, way: Way, learnt: History) -> Way:
+    """The way itself, once it has been found equal to double backward on this problem.
+
+    Raises:
+        ComputationError: It is not.
+    """
+    if name not in TRUSTED and name not in learnt.verified:
+        probe = _probes(way.loss, 1)
+        verify(name, way, way.products(probe), WAYS["fresh"](way.loss).products(probe))
+        learnt.verified.add(name)
+    return way
+
+
+def verify(name: str, way: Way, found: Tensor, expected: Tensor) -> None:
     """Compares a way's products (k, P) with those of double backward, parameter by parameter.
 
     Raises:
         ComputationError: They differ by more than the square root of the rounding error.
     """
-    _compare(name, way, way.products(probes), expected)
-
-
-def verified(name: str, way: Way, learnt: History) -> Way:
-    """The way itself, once it has been found equal to double backward on this problem."""
-    if name not in TRUSTED and name not in learnt.verified:
-        probes = _probes(way.loss, 1)
-        verify(name, way, probes, WAYS["fresh"](way.loss).products(probes))
-        learnt.verified.add(name)
-    return way
-
-
-def _compare(name: str, way: Way, found: Tensor, expected: Tensor) -> None:
     tolerance = torch.finfo(expected.dtype).eps ** 0.5
     floor = 1e-2 * expected.norm()
     for parameter, slot in way.loss.layout.items():
@@ -144,15 +148,16 @@ def _compare(name: str, way: Way, found: Tensor, expected: Tensor) -> None:
             )
 
 
-def _try_block(name: str, loss: BatchLoss, probes: Tensor, expected: Tensor, learnt: History) -> None:
-    way = WAYS[name](loss)
+def _try_block(name: str, loss: BatchLoss, width: int, learnt: History) -> None:
+    """Times several vectors in one pass; leaves things as they are where that fails or gives other numbers."""
+    way, probes = WAYS[name](loss), _probes(loss, width)
     try:
-        _compare(name, way, way.block(probes), expected)
-        seconds = _timed(partial(way.block, probes), loss)[0] / len(probes)
+        seconds, found = _timed(partial(way.block, probes), loss)
+        verify(name, way, found[-1:], way.products(probes[-1:]))
     except Exception:  # no batching rule, too little memory: one by one then
         return
     known = learnt.timings[name]
-    learnt.timings[name] = Timing(known.setup, known.product, seconds)
+    learnt.timings[name] = Timing(known.setup, known.product, seconds / width)
 
 
 def _probes(loss: BatchLoss, count: int) -> Tensor:

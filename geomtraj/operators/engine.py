@@ -155,16 +155,15 @@ class Engine:
         """Takes the way that was the quickest, after a trial once as much time has gone into products as it costs."""
         known = self.history
         names = choice.PASSING if self._full else choice.KEEPING
-        untried = [n for n in names if n not in known.timings and n not in known.refused]
         worth = self._done >= choice.TRIAL_PRODUCTS and known.spent >= choice.TRIAL_SECONDS
-        if untried and worth:
-            self._try(untried, width)
+        if worth and not any(n in known.timings for n in names):
+            self._try(names, width)
         best = known.best(names, max(self._done, self._expected), wide=width > 1)
         if best is not None and best != self._way and not (self._full and self._kept):
             self._release()
             self._way = best
 
-    def _try(self, names: list[str], width: int) -> None:
+    def _try(self, names: tuple[str, ...], width: int) -> None:
         room = KEEP_FRACTION * available_bytes(self._problem.device)
         with self._problem.session():
             _, part = next(iter(self._parts))

@@ -25,8 +25,8 @@ class Hessian(SymmetricOperator):
       simplified, and run for each vector. Mostly the quickest, after a preparation as long as a few products.
     - "compiled": "linearized-forward" through `torch.compile`, for very many products: preparing takes about a
       minute for each batch and theta, and needs a C++ compiler.
-    - "differences": central differences of gradients, for models without a second derivative. Relative error about
-      1e-9 in float64 and 1e-3 in float32, more where the loss has kinks.
+    - "differences": central differences of gradients, for models without a second derivative. Relative error up to
+      1e-7 in float64 and about 1e-4 in float32; of no use where the loss has kinks (ReLU, max-pooling).
 
     "auto" begins with "kept" and, once that has taken a while, times the others on the first batch; it changes to
     whichever was the quickest for as many products as have been made. All Hessians of one problem share what was

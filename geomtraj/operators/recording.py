@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from geomtraj.errors import ComputationError
 
 aten = torch.ops.aten
-SHAPE_ONLY = {
+# What they return does not depend on the values of their arguments.
+QUERIES = {
     aten.zeros_like.default, aten.ones_like.default, aten.empty_like.default,
     aten.new_zeros.default, aten.new_ones.default, aten.new_empty.default,
+    aten.is_same_size.default, aten._has_same_storage_numel.default,
 }  # fmt: skip
 # Their results may be written into as if each had a memory of its own.
 UNSAFE_SPLITS = {aten.unsafe_split.Tensor, aten.unsafe_split_with_sizes.default}
@@ -69,17 +70,14 @@ class _Recorder(TorchDispatchMode):
         return self._graph
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        flat, spec = tree_flatten((args, kwargs or {}))
-        if func in SHAPE_ONLY or not any(isinstance(a, Tensor) and a in self._nodes for a in flat):
-            return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func in QUERIES or not (self._varies(args) or self._varies(kwargs.values())):
+            return func(*args, **kwargs)
         changed: Any = args[0] if func._schema.is_mutable else None
         target = func if changed is None else self._functional(func, changed)
-        nodes: list[Any] = []
-        for a in flat:
-            if a is changed and isinstance(a, Tensor) and a not in self._nodes:
-                a = a.clone()  # what it held before
-            nodes.append(self._node(a) if isinstance(a, Tensor) else a)
-        out = func(*args, **(kwargs or {}))
+        new_args = [self._recorded(a, changed) for a in args]
+        new_kwargs = {key: self._recorded(a, changed) for key, a in kwargs.items()}
+        out = func(*args, **kwargs)
         if func in ALIASES:
             self._nodes[out] = self._nodes[args[0]]
             return out
@@ -88,9 +86,8 @@ class _Recorder(TorchDispatchMode):
             if func is aten._local_scalar_dense.default:
                 raise ComputationError("the model's derivatives branch on numbers (.item()): they cannot be recorded.")
             return out
-        new_args, new_kwargs = tree_unflatten(nodes, spec)
         if target is aten.copy.default and args[1].dtype == changed.dtype:
-            target, new_args = aten.expand.default, (new_args[1], list(changed.shape))
+            target, new_args = aten.expand.default, [new_args[1], list(changed.shape)]
         node = self._graph.call_function(target, tuple(new_args), new_kwargs)
         if isinstance(out, Tensor):
             self._bind(out, node)
@@ -101,6 +98,21 @@ class _Recorder(TorchDispatchMode):
                     if func in UNSAFE_SPLITS:
                         self._apart[part] = True
         return out
+
+    def _varies(self, operands: Iterable[Any]) -> bool:
+        return any(
+            a in self._nodes if isinstance(a, Tensor) else isinstance(a, (list, tuple)) and self._varies(a)
+            for a in operands
+        )
+
+    def _recorded(self, operand: Any, changed: Any) -> Any:
+        if isinstance(operand, (list, tuple)):
+            return [self._recorded(a, changed) for a in operand]
+        if not isinstance(operand, Tensor):
+            return operand
+        if operand is changed and operand not in self._nodes:
+            operand = operand.clone()  # what it held before
+        return self._node(operand)
 
     def _functional(self, func: Any, changed: Any) -> Any:
         """The variant of an in-place operation that returns a new tensor instead."""

@@ -1,0 +1,81 @@
+"""Every way of multiplying by a Hessian on every case, against the dense matrix."""
+
+import pytest
+import torch
+from way_cases import LACKING, WAY_CASES
+
+import geomtraj as gt
+from geomtraj.errors import ComputationError
+from geomtraj.operators.batch_loss import BatchLoss
+from geomtraj.operators.ways import WAYS
+
+TOLERANCE = {"differences": 1e-7}  # float64, relative to the largest entry; 1e-10 for the others
+EAGER = [name for name in WAYS if name != "compiled"]
+
+
+def error(found, expected):
+    return float((found - expected).abs().max()) / float(expected.abs().max())
+
+
+@pytest.fixture(scope="module")
+def cases():
+    return {}
+
+
+@pytest.fixture
+def case(name, cases):
+    if name not in cases:
+        made = WAY_CASES[name]()
+        cases[name] = made, made.hessian()
+    return cases[name][0]
+
+
+@pytest.fixture
+def dense(name, case, cases):
+    return cases[name][1]
+
+
+def every(ways):
+    pairs = [(name, way) for name in WAY_CASES for way in ways if (name, way) not in LACKING]
+    return pytest.mark.parametrize(("name", "way"), pairs)
+
+
+@every(EAGER)
+def test_every_way_gives_the_dense_hessian(case, dense, way):
+    hessian = gt.Hessian(case.problem, way=way)
+    assert error(hessian.dense(), dense) < TOLERANCE.get(way, 1e-10)
+    assert hessian.way == way
+
+
+@every(EAGER)
+def test_every_way_elsewhere_than_at_the_current_parameters(case, way):
+    theta = case.problem.theta() + 0.1
+    vector = torch.linspace(-1, 1, len(theta), dtype=theta.dtype)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        expected = torch.func.vjp(torch.func.grad(case.flat_reference), theta)[1](vector)[0]
+    assert error(gt.Hessian(case.problem, theta, way=way) @ vector, expected) < TOLERANCE.get(way, 1e-10)
+
+
+@every([way for way in EAGER if WAYS[way].in_one_pass])
+def test_several_vectors_in_one_pass(case, dense, way):
+    problem, found = case.problem, 0.0
+    rows = torch.randn(3, problem.size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for batch in problem.batches:
+        loss = BatchLoss(problem, problem.layout.unflatten(problem.theta()), problem.layout, batch)
+        found += WAYS[way](loss).block(rows)
+    assert error(found / problem.total_weight, rows @ dense) < 1e-10
+
+
+@every(EAGER)
+def test_every_way_on_a_block(case, dense, way):
+    names = list(case.problem.layout)[1:3]
+    rows = case.problem.layout.indices(names)
+    part = gt.Hessian(case.problem, way=way).block(names)
+    assert error(part.dense(), dense[rows][:, rows]) < TOLERANCE.get(way, 1e-10)
+
+
+@pytest.mark.parametrize(("name", "way"), LACKING)
+def test_what_a_way_cannot_do_it_says(name, way):
+    problem = WAY_CASES[name]().problem
+    with pytest.raises(ComputationError, match=LACKING[name, way]):
+        gt.Hessian(problem, way=way) @ problem.theta()
