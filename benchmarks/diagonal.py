@@ -11,39 +11,24 @@ line. Ratios below 1 are in geomtraj's favour.
 from __future__ import annotations
 
 import json
-import platform
-import tempfile
-import threading
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import click
 import curvlinops
 import numpy as np
-import psutil
 import torch
+from common import MODELS, PeakMemory, provenance, trained
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import geomtraj as gt
-from geomtraj import tasks
 from geomtraj.diagonal import entries
-from geomtraj.training import train
 
-MODELS = {
-    "mlp-9k": ("digits-mlp", {"width": 64}, 200),
-    "mlp-85k": ("digits-mlp", {"width": 256}, 200),
-    "mlp-1.1M": ("digits-mlp", {"width": 1000}, 200),
-    "cnn-10k": ("digits-cnn", {"width": 16, "eval_examples": 64}, 200),
-    "cnn-93k": ("digits-cnn", {"width": 64, "eval_examples": 64}, 200),
-    "cnn-1.1M": ("digits-cnn", {"width": 240, "eval_examples": 64}, 100),
-    "gpt-14k": ("pydoc-lm", {"layers": 1, "width": 24, "context": 32, "eval_sequences": 32}, 200),
-    "gpt-117k": ("pydoc-lm", {"layers": 2, "width": 64, "context": 32, "eval_sequences": 32}, 200),
-    "gpt-1.2M": ("pydoc-lm", {"layers": 6, "width": 128, "heads": 4, "context": 32, "eval_sequences": 32}, 100),
-}
 TARGET_ERRORS = (0.3, 0.1)
 
 
@@ -58,27 +43,10 @@ class Case:
     exact: dict[str, tuple[Tensor, Tensor]]  # block -> positions in the flat vector, exact entries there
 
 
-class Flattened(nn.Module):
-    """Logits and labels of every token as one batch, which peers with a mean loss want."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (B T, V)."""
-        return self.model(x).flatten(0, -2)
-
-
 def prepare(name: str, reference: int) -> Case:
     """The trained model `name`, with up to `reference` exact entries of each weight matrix."""
-    task_name, options, steps = MODELS[name]
-    task = tasks.make(task_name, **options)
-    with tempfile.TemporaryDirectory() as folder:
-        trajectory = train(task, "adam", 3e-3, steps, path=Path(folder) / "run", progress=False)
-        model = task.model(0)
-        trajectory.load_into(model, steps)
-    problem = task.problem(model)
+    case = trained(name)
+    problem = case.problem
     hessian = gt.Hessian(problem)
     rng = torch.Generator().manual_seed(0)
     exact = {}
@@ -87,10 +55,7 @@ def prepare(name: str, reference: int) -> Case:
             continue
         chosen = torch.randperm(slot.size, generator=rng)[:reference].sort().values + slot.slice.start
         exact[block] = (chosen, entries(hessian, chosen))
-    tokens = task_name == "pydoc-lm"
-    flat = Flattened(model.eval()) if tokens else model.eval()
-    data = [(x, y.flatten()) for x, y in problem.batches]
-    return Case(name, problem, flat, data, exact)
+    return Case(name, problem, case.model, case.data, exact)
 
 
 def curvlinops_hessian(case: Case) -> curvlinops.HessianLinearOperator:
@@ -157,27 +122,6 @@ EXACT_METHODS: dict[str, Callable[[Case, int], Tensor]] = {
 }
 
 
-class PeakMemory:
-    """Largest growth of this process's resident memory inside the block, in MiB, sampled every 5 ms."""
-
-    def __enter__(self) -> PeakMemory:
-        self._process = psutil.Process()
-        self._start = self.peak = self._process.memory_info().rss
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self._done.wait(0.005):
-            self.peak = max(self.peak, self._process.memory_info().rss)
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-        self.mib = (self.peak - self._start) / 2**20
-
-
 def measure_method(method: Callable[[Case, int], Tensor], case: Case, samples: int) -> dict:
     """Seconds, peak memory and relative error per weight matrix."""
     with PeakMemory() as memory:
@@ -227,6 +171,26 @@ def ratios(found: dict[str, list[dict]], blocks: list[str]) -> dict:
     return summary
 
 
+def draw(content: dict, path: Path) -> None:
+    """Error against time: the geometric mean over weight matrices, a panel for each model."""
+    import matplotlib.pyplot as plt
+
+    models = content["models"]
+    columns = min(3, len(models))
+    rows = -(-len(models) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(4 * columns, 3.2 * rows), squeeze=False, layout="constrained")
+    for ax in axes.flat[len(models) :]:
+        ax.remove()
+    for ax, (name, found) in zip(axes.flat, models.items(), strict=False):
+        for method, measured in found["methods"].items():
+            errors = [np.exp(np.mean(np.log(np.maximum(list(r["errors"].values()), 1e-7)))) for r in measured]
+            ax.loglog([r["seconds"] for r in measured], errors, "o-", ms=4, lw=1.2, label=method)
+        ax.set(title=f"{name}, P = {found['parameters']:,}", xlabel="seconds", ylabel="relative error")
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
 @click.command()
 @click.option("--models", default=",".join(MODELS), help="Names of models, with commas.")
 @click.option("--samples", default="8,32,128", help="Samples of the randomised methods, with commas.")
@@ -238,13 +202,12 @@ def main(models: str, samples: str, reference: int, exact_up_to: int, threads: i
     """Run the benchmark and write its numbers as JSON."""
     torch.set_num_threads(threads)
     warnings.filterwarnings("ignore")
-    content: dict = {
-        "command": f"python benchmarks/diagonal.py --models {models} --samples {samples} --reference {reference} "
-        f"--exact-up-to {exact_up_to} --threads {threads} --out {out}",
-        "versions": {"torch": torch.__version__, "geomtraj": gt.__version__, "python": platform.python_version()},
-        "machine": f"{platform.machine()}, {psutil.cpu_count()} cores, {threads} threads",
-        "models": {},
-    }
+    command = (
+        f"python benchmarks/diagonal.py --models {models} --samples {samples} --reference {reference} "
+        f"--exact-up-to {exact_up_to} --threads {threads} --out {out}"
+    )
+    content = provenance(command, **{p: version(p) for p in ("curvlinops-for-pytorch", "backpack-for-pytorch")})
+    content["models"] = {}
     for name in models.split(","):
         case = prepare(name, reference)
         found: dict[str, list[dict]] = {method: [] for method in METHODS}
@@ -272,6 +235,7 @@ def main(models: str, samples: str, reference: int, exact_up_to: int, threads: i
         content["models"][name] = {"parameters": case.problem.size, "methods": found, "ratios": summary}
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(content, indent=1))
+    draw(content, out.with_suffix(".png"))
 
 
 if __name__ == "__main__":
