@@ -1,0 +1,328 @@
+"""Hessian products and spectra by geomtraj and by its peers, in one process: time, memory, growth.
+
+    python benchmarks/engine.py --out benchmarks/results/engine-cpu.json
+
+For each model, in rounds of alternating order: the time of one product over the time of one gradient, for geomtraj,
+hessian-eigenthings, curvlinops and PyHessian, each prepared as far as it can be (graphs that a library keeps are kept).
+Beside it the limit: matrix-product operations of a product over those of a gradient, counted while both run. Then the
+same spectrum by all: a density of 64 steps and 4 probes, and the 10 largest eigenpairs to a residual of 1e-3; and the
+growth of geomtraj's product with examples, parameters and vectors and of its density with steps.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import click
+import curvlinops
+import hessian_eigenthings
+import numpy as np
+import pyhessian
+import scipy.sparse.linalg
+import torch
+from common import MODELS, PeakMemory, Trained, provenance, trained
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import geomtraj as gt
+from geomtraj import tasks
+
+PEERS = ("hessian-eigenthings", "curvlinops", "pyhessian")
+STEPS, PROBES, PAIRS, RESIDUAL = 64, 4, 10, 1e-3
+
+
+def merged(case: Trained) -> tuple[Tensor, Tensor]:
+    """All data as one batch, since some peers average over batches whatever their sizes."""
+    return torch.cat([x for x, _ in case.data]), torch.cat([y for _, y in case.data])
+
+
+def gradient_of(case: Trained) -> Callable[[], object]:
+    """One gradient of the mean loss over all data by plain autograd, with the attention that products use."""
+    x, y = merged(case)
+    parameters = list(case.model.parameters())
+
+    def gradient() -> object:
+        with sdpa_kernel(SDPBackend.MATH):
+            return torch.autograd.grad(nn.functional.cross_entropy(case.model(x), y), parameters)
+
+    return gradient
+
+
+def products_of(case: Trained) -> dict[str, Callable[[Tensor], object]]:
+    """Library -> product of the Hessian of the mean loss with a vector (P,)."""
+    batch = merged(case)
+    return {
+        "geomtraj": gt.Hessian(case.problem).__matmul__,
+        "hessian-eigenthings": in_math(eigenthings(case, batch).matvec),
+        "curvlinops": in_math(linops(case, batch).__matmul__),
+        "pyhessian": pyhessian_product(case, batch),
+    }
+
+
+def in_math(function: Callable) -> Callable:
+    """Without fused attention, which has no second derivative."""
+
+    def inside(*arguments: object) -> object:
+        with sdpa_kernel(SDPBackend.MATH):
+            return function(*arguments)
+
+    return inside
+
+
+def eigenthings(case: Trained, batch: tuple[Tensor, Tensor]) -> hessian_eigenthings.HessianOperator:
+    """The peer's operator."""
+    loss = hessian_eigenthings.supervised_loss(nn.CrossEntropyLoss())
+    return hessian_eigenthings.HessianOperator(case.model, [batch], loss)
+
+
+def linops(case: Trained, batch: tuple[Tensor, Tensor]) -> curvlinops.HessianLinearOperator:
+    """The peer's operator."""
+    parameters = list(case.model.parameters())
+    return curvlinops.HessianLinearOperator(
+        case.model, nn.CrossEntropyLoss(), parameters, [batch], check_deterministic=False, num_data=len(batch[1]),
+        batch_size_fn=lambda x: x.numel() if case.tokens else len(x),
+    )  # fmt: skip
+
+
+def pyhessian_product(case: Trained, batch: tuple[Tensor, Tensor]) -> Callable[[Tensor], object]:
+    """The peer's product by the graph that it keeps."""
+    with sdpa_kernel(SDPBackend.MATH):
+        peer = pyhessian.hessian(case.model, nn.CrossEntropyLoss(), data=batch, cuda=False)
+    shapes = [p.shape for p in peer.params]
+
+    def product(vector: Tensor) -> object:
+        parts = vector.split([s.numel() for s in shapes])
+        along = [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+        return pyhessian.hessian_vector_product(peer.gradsH, peer.params, along)
+
+    return product
+
+
+def limit(case: Trained) -> float:
+    """Matrix-product operations of one product with the primal pass kept, over those of one gradient."""
+    gradient = gradient_of(case)
+    with FlopCounterMode(display=False) as plain:
+        gradient()
+    x, y = merged(case)
+    parameters = list(case.model.parameters())
+    with sdpa_kernel(SDPBackend.MATH):
+        loss = nn.functional.cross_entropy(case.model(x), y)
+        grads = torch.autograd.grad(loss, parameters, create_graph=True)
+        with FlopCounterMode(display=False) as second:
+            torch.autograd.grad(grads, parameters, [torch.ones_like(g) for g in grads])
+    return second.get_total_flops() / plain.get_total_flops()
+
+
+def in_rounds(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median seconds of each, every round in the reverse order of the one before."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for n in range(rounds):
+        for name in list(functions)[:: -1 if n % 2 else 1]:
+            started = time.perf_counter()
+            functions[name]()
+            times[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def measure_products(case: Trained, rounds: int) -> dict:
+    """Seconds of a gradient and of products, their ratios, and memory, for one model."""
+    products = products_of(case)
+    vector = torch.randn(case.problem.size, generator=torch.Generator().manual_seed(0))
+    peak: dict[str, float] = {}
+    difference: dict[str, float] = {}
+    reference = None
+    for name, product in products.items():
+        with PeakMemory() as memory:
+            for _ in range(4):  # also lets geomtraj choose its way
+                result = product(vector)
+        peak[name] = memory.mib
+        flat = result if isinstance(result, Tensor) else torch.cat([part.reshape(-1) for part in result])
+        reference = flat if reference is None else reference
+        difference[name] = float((flat - reference).norm() / reference.norm())
+    timed = in_rounds(
+        {"gradient": gradient_of(case)} | {name: lambda f=f: f(vector) for name, f in products.items()}, rounds
+    )
+    gradient = timed.pop("gradient")
+    ratios = {name: seconds / gradient for name, seconds in timed.items()}
+    hessian = gt.Hessian(case.problem)
+    hessian @ vector
+    return {
+        "parameters": case.problem.size,
+        "gradient seconds": gradient,
+        "gradients per product": ratios,
+        "limit by counting matrix products": limit(case),
+        "way": hessian.way,
+        "peak_mib": peak,
+        "difference from geomtraj": difference,
+        "over hessian-eigenthings": ratios["geomtraj"] / ratios["hessian-eigenthings"],
+        "over the best peer": ratios["geomtraj"] / min(ratios[p] for p in PEERS),
+    }
+
+
+def spectrum_of(case: Trained) -> dict[str, Callable[[], object]]:
+    """Library -> density and largest eigenpairs by it."""
+    batch = merged(case)
+
+    def ours() -> object:
+        return gt.spectrum(gt.Hessian(case.problem), steps=STEPS, probes=PROBES, k=PAIRS, tol=RESIDUAL, which="LA")
+
+    def theirs_eigenthings() -> object:
+        operator = eigenthings(case, batch)
+        hessian_eigenthings.spectral_density(operator, num_runs=PROBES, lanczos_steps=STEPS, seed=0)
+        steps = 2 * PAIRS
+        while True:  # it has no restarts: more steps until the residuals are small enough
+            found = hessian_eigenthings.lanczos(operator, k=PAIRS, max_iter=steps, tol=RESIDUAL, which="LA", seed=0)
+            if bool(torch.as_tensor(found.converged).all()):
+                return found
+            steps *= 2
+
+    def theirs_curvlinops() -> object:
+        operator = linops(case, batch)
+        curvlinops.lanczos_approximate_spectrum(operator, STEPS, num_repeats=PROBES)
+        return scipy.sparse.linalg.eigsh(operator.to_scipy(), k=PAIRS, which="LA", tol=RESIDUAL)
+
+    def theirs_pyhessian() -> object:
+        peer = pyhessian.hessian(case.model, nn.CrossEntropyLoss(), data=batch, cuda=False)
+        peer.density(iter=STEPS, n_v=PROBES)
+        return peer.eigenvalues(maxIter=100, tol=RESIDUAL, top_n=PAIRS)
+
+    return {
+        "geomtraj": ours,
+        "hessian-eigenthings": in_math(theirs_eigenthings),
+        "curvlinops": in_math(theirs_curvlinops),
+        "pyhessian": in_math(theirs_pyhessian),
+    }
+
+
+def measure_spectrum(case: Trained, rounds: int) -> dict:
+    """Seconds of the whole job by each library, and what Lanczos adds to its bare products."""
+    timed = in_rounds(spectrum_of(case), rounds)
+    hessian = gt.Hessian(case.problem)
+    block = torch.randn(case.problem.size, PROBES, generator=torch.Generator().manual_seed(0))
+
+    def bare() -> None:
+        for _ in range(STEPS):
+            hessian @ block
+
+    hessian @ block
+    apart = in_rounds(
+        {"products": bare, "density": lambda: gt.spectral_density(hessian, steps=STEPS, probes=PROBES)}, rounds
+    )
+    return {
+        "seconds": timed,
+        "over the best peer": timed["geomtraj"] / min(timed[p] for p in PEERS),
+        "overhead of Lanczos": apart["density"] / apart["products"] - 1,
+    }
+
+
+def growth() -> dict:
+    """Seconds of a product, or of a density, as one size grows, and the slope of their logarithms."""
+
+    def problem(**options: int) -> gt.Problem:
+        task = tasks.make("pydoc-lm", **{"context": 32, "width": 64, "layers": 2, "eval_sequences": 32} | options)
+        return task.problem(task.model(0))
+
+    def product(problem: gt.Problem, vectors: int = 1) -> float:
+        hessian = gt.Hessian(problem)
+        block = torch.randn(problem.size, vectors, generator=torch.Generator().manual_seed(0))
+        hessian @ block
+        return in_rounds({"product": lambda: hessian @ block}, 5)["product"]
+
+    def density(steps: int) -> float:
+        hessian = gt.Hessian(problem())
+        hessian @ torch.ones(hessian.shape[0])
+        return in_rounds({"density": lambda: gt.spectral_density(hessian, steps=steps, probes=1)}, 3)["density"]
+
+    sizes = {
+        "examples": [16, 32, 64, 128, 256],
+        "layers": [1, 2, 4, 8],
+        "vectors": [1, 2, 4, 8, 16],
+        "steps": [16, 32, 64, 128],
+    }
+    seconds = {
+        "examples": [product(problem(eval_sequences=n)) for n in sizes["examples"]],
+        "layers": [product(problem(layers=n)) for n in sizes["layers"]],
+        "vectors": [product(problem(), n) for n in sizes["vectors"]],
+        "steps": [density(n) for n in sizes["steps"]],
+    }
+    parameters = [problem(layers=n).size for n in sizes["layers"]]
+    found = {
+        key: {"n": sizes[key], "seconds": seconds[key], "exponent": slope(sizes[key], seconds[key])}
+        for key in ("examples", "vectors", "steps")
+    }
+    return found | {
+        "parameters": {"n": parameters, "seconds": seconds["layers"], "exponent": slope(parameters, seconds["layers"])}
+    }
+
+
+def slope(sizes: list[int], seconds: list[float]) -> float:
+    """Exponent of growth over the upper half of the sizes."""
+    half = (len(sizes) - 1) // 2
+    return float(np.polyfit(np.log(sizes[half:]), np.log(seconds[half:]), 1)[0])
+
+
+def draw(content: dict, path: Path) -> None:
+    """Gradients per product with their limit, and growth."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    models = content["models"]
+    names = ["geomtraj", *PEERS]
+    for k, library in enumerate(names):
+        values = [m["gradients per product"][library] for m in models.values()]
+        axes[0].bar(np.arange(len(models)) + 0.2 * (k - 1.5), values, 0.18, label=library)
+    limits = [m["limit by counting matrix products"] for m in models.values()]
+    axes[0].hlines(limits, np.arange(len(models)) - 0.4, np.arange(len(models)) + 0.4, "k", lw=1, label="limit")
+    axes[0].set(xticks=range(len(models)), xticklabels=list(models), ylabel="gradients per product")
+    axes[0].legend(fontsize=8)
+    for key, line in content.get("growth", {}).items():
+        relative = np.array(line["seconds"]) / line["seconds"][0]
+        axes[1].loglog(np.array(line["n"]) / line["n"][0], relative, "o-", label=f"{key}: n^{line['exponent']:.2f}")
+    axes[1].set(xlabel="size over the smallest", ylabel="seconds over the smallest")
+    axes[1].legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+@click.command()
+@click.option("--models", default="mlp-1.1M,cnn-93k,gpt-117k,gpt-1.2M", help=f"With commas, of {', '.join(MODELS)}.")
+@click.option("--rounds", default=9, help="Rounds of products.")
+@click.option("--job-rounds", default=3, help="Rounds of the whole spectrum; 0 leaves it out.")
+@click.option("--grow/--no-grow", default=True)
+@click.option("--threads", default=2)
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+def main(models: str, rounds: int, job_rounds: int, grow: bool, threads: int, out: Path) -> None:
+    """Run the benchmark; write its numbers as JSON and a figure beside it."""
+    torch.set_num_threads(threads)
+    warnings.filterwarnings("ignore")
+    command = (
+        f"python benchmarks/engine.py --models {models} --rounds {rounds} --job-rounds {job_rounds} --threads {threads}"
+    )
+    peers = ("hessian-eigenthings", "curvlinops-for-pytorch", "pyhessian")
+    content = provenance(f"{command} --out {out}", **{p: version(p) for p in peers})
+    content["models"] = {}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for name in models.split(","):
+        case = trained(name)
+        found = content["models"][name] = measure_products(case, rounds)
+        ratios = ", ".join(f"{library} {ratio:.2f}" for library, ratio in found["gradients per product"].items())
+        counted = found["limit by counting matrix products"]
+        click.echo(f"{name}: gradients per product: {ratios}; limit {counted:.2f}; way {found['way']}")
+        if job_rounds:
+            found["spectrum"] = measure_spectrum(case, job_rounds)
+            click.echo(f"{name}: spectrum {json.dumps(found['spectrum'])}")
+        out.write_text(json.dumps(content, indent=1))
+    if grow:
+        content["growth"] = growth()
+    out.write_text(json.dumps(content, indent=1))
+    draw(content, out.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
