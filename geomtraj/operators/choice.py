@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 from weakref import WeakKeyDictionary
@@ -36,11 +36,13 @@ class Timing:
     Attributes:
         setup: Before the first product.
         product: For each vector.
+        held: Bytes that it keeps of that batch.
         block: For each vector where several go in one pass; None where they cannot.
     """
 
     setup: float
     product: float
+    held: int = 0
     block: float | None = None
 
     def total(self, products: int, wide: bool) -> float:
@@ -57,8 +59,10 @@ class History:
         timings: By way.
         refused: Ways that cannot be used here, and why.
         verified: Ways whose numbers were found equal to those of double backward.
+        checked: Whether the model was found free of functions that are differentiable only once.
         spent: Seconds spent on products before any trial.
         products: Products made at the last theta.
+        kept: Bytes that "kept" holds of all batches; None where that is not known.
         largest: Most examples that fit into memory at once; None for no limit.
         bytes_per_example: Estimated bytes of the gradient's graph: (fixed, for each example).
     """
@@ -66,10 +70,18 @@ class History:
     timings: dict[str, Timing] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     verified: set[str] = field(default_factory=set)
+    checked: bool = False
     spent: float = 0.0
     products: int = 0
+    kept: int | None = None
     largest: int | None = None
     bytes_per_example: tuple[float, float] | None = None
+
+    def fits(self, name: str, room: float) -> bool:
+        """Whether a measured way can hold all batches in so many bytes, as far as can be told from the first."""
+        if self.kept is None or "kept" not in self.timings or name not in self.timings:
+            return True
+        return self.kept * self.timings[name].held <= room * max(1, self.timings["kept"].held)
 
     def best(self, names: Iterable[str], products: int, wide: bool) -> str | None:
         """The quickest of the measured ways for so many products; None where none is measured."""
@@ -111,7 +123,7 @@ def try_ways(names: Sequence[str], loss: BatchLoss, width: int, room: float, lea
             learnt.refused[name] = str(error)
             continue
         learnt.verified.add(name)
-        learnt.timings[name] = Timing(setup, min(first, again))
+        learnt.timings[name] = Timing(setup, min(first, again), way.held)
     fastest = learnt.best(names, 10**9, wide=False)
     if width > 1 and fastest is not None and WAYS[fastest].in_one_pass:
         _try_block(fastest, loss, min(width, BLOCK), learnt)
@@ -157,7 +169,7 @@ def _try_block(name: str, loss: BatchLoss, width: int, learnt: History) -> None:
     except Exception:  # no batching rule, too little memory: one by one then
         return
     known = learnt.timings[name]
-    learnt.timings[name] = Timing(known.setup, known.product, seconds / width)
+    learnt.timings[name] = replace(known, block=seconds / width)
 
 
 def _probes(loss: BatchLoss, count: int) -> Tensor:

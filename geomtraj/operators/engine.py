@@ -13,7 +13,7 @@ from geomtraj.errors import GeomtrajError, unknown_name
 from geomtraj.layout import Layout
 from geomtraj.operators import choice
 from geomtraj.operators.batch_loss import BatchLoss
-from geomtraj.operators.failures import explained, is_out_of_memory
+from geomtraj.operators.failures import check_functions, explained, is_out_of_memory
 from geomtraj.operators.memory import available_bytes
 from geomtraj.operators.parts import Parts
 from geomtraj.operators.ways import WAYS, Way
@@ -110,6 +110,8 @@ class Engine:
                     way = self._kept[place] if place in self._kept else self._prepared(place, part)
                     total = _added(total, self._products(way, rows))
             self._complete = not self._full and self._keeping()
+            if self._complete and self._way == "kept":
+                self.history.kept = self._held
         return torch.zeros_like(rows) if total is None else total
 
     def _products(self, way: Way, rows: Tensor) -> Tensor:
@@ -118,7 +120,7 @@ class Engine:
         if len(rows) == 1 or not (in_passes and way.in_one_pass):
             return way.products(rows)
         room = KEEP_FRACTION * available_bytes(rows.device)
-        width = max(1, min(self._width, int(room / max(1, way.held))))
+        width = max(1, min(self._width, len(rows), int(room / max(1, way.held))))
         while True:
             try:
                 return torch.cat([way.block(part) for part in rows.split(width)])
@@ -131,6 +133,9 @@ class Engine:
         """The way for one part of the batches, kept if there is room for it."""
         name = self._passing() if self._full else self._way
         loss = BatchLoss(self._problem, self._parameters, self._layout, part)
+        if not self.history.checked and name != "differences":
+            check_functions(loss)
+            self.history.checked = True
         way = choice.verified(name, WAYS[name](loss), self.history)
         if way.keeps:
             self._held += way.held
@@ -154,10 +159,12 @@ class Engine:
     def _choose(self, width: int) -> None:
         """Takes the way that was the quickest, after a trial once as much time has gone into products as it costs."""
         known = self.history
-        names = choice.PASSING if self._full else choice.KEEPING
+        names: tuple[str, ...] = choice.PASSING if self._full else choice.KEEPING
         worth = self._done >= choice.TRIAL_PRODUCTS and known.spent >= choice.TRIAL_SECONDS
         if worth and not any(n in known.timings for n in names):
             self._try(names, width)
+        room = KEEP_FRACTION * available_bytes(self._problem.device) + KEEP_FRACTION * self._held
+        names = tuple(name for name in names if name == "kept" or known.fits(name, room))
         best = known.best(names, max(self._done, self._expected), wide=width > 1)
         if best is not None and best != self._way and not (self._full and self._kept):
             self._release()

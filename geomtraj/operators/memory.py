@@ -27,14 +27,15 @@ class SavedBytes:
     def __init__(self) -> None:
         self.total = 0
         self._seen: set[int] = set()
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack)
 
-    def _pack(self, tensor: Tensor) -> Tensor:
+    def _pack(self, tensor: Tensor) -> tuple[Tensor, int]:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self._seen:
             self._seen.add(storage.data_ptr())
             self.total += storage.nbytes()
-        return tensor.detach()  # the tensor itself would make its graph refer to itself, and never be freed
+        # The tensor itself would make its graph refer to itself, and never be freed.
+        return tensor.detach(), tensor._version
 
     def __enter__(self) -> SavedBytes:
         self._hooks.__enter__()
@@ -44,3 +45,13 @@ class SavedBytes:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._hooks.__exit__(kind, error, trace)
+
+
+def _unpack(packed: tuple[Tensor, int]) -> Tensor:
+    """The tensor as it was saved; torch itself does not look at versions where there are hooks."""
+    tensor, version = packed
+    if tensor._version != version:
+        raise RuntimeError(
+            f"a tensor of shape {tuple(tensor.shape)} that a derivative needs was modified by an inplace operation."
+        )
+    return tensor
