@@ -83,6 +83,12 @@ class Problem:
             self.model, nn.parallel.DistributedDataParallel
         ):  # its forward pass waits for the other processes
             self.model = unwrap(self.model.module)
+        wrapped = any(type(m).__name__ == "FullyShardedDataParallel" for m in self.model.modules())
+        if wrapped or any(hasattr(p, "full_tensor") for p in self.model.parameters()):
+            raise InputError(
+                "the model's parameters are sharded over processes (FSDP or DTensor): load the whole model on each, "
+                "and share the batches by group=."
+            )
         self.mode = mode
         self._loss = loss
         self._batches = _checked_batches(batches, may_be_empty=self._ranks is not None)
@@ -265,7 +271,7 @@ class Problem:
             weight=sum(s.weight for s in first),
             digests=[s.digest for s in first],
             reached=set().union(*(s.reached for s in first)),
-            setting={"mode": self.mode, "params": repr(self.layout), "dtype": str(self.dtype)},
+            setting={"mode": self.mode, "params": self._selection(), "dtype": str(self.dtype)},
             tensors={} if self._ranks is None else self._tensor_digests(),
         )
 
@@ -299,6 +305,11 @@ class Problem:
         self.unused = tuple(name for name in self.layout if name not in reached)
         digests = (digest for part in parts for digest in part.digests)
         self._data_digest = hashlib.sha256("".join(digests).encode()).hexdigest()
+
+    def _selection(self) -> str:
+        """The selected parameters in short; differs where names or shapes do."""
+        mark = hashlib.sha256(repr(self.layout).encode()).hexdigest()[:6]
+        return f"{len(self.layout)} tensors with {self.size} entries (layout {mark})"
 
     def _tensor_digests(self) -> dict[str, int]:
         return {n: digest(t) for n, t in itertools.chain(self.model.named_parameters(), self.model.named_buffers())}

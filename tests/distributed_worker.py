@@ -71,11 +71,12 @@ def equal(rank, size, folder):
     return report
 
 
-def said(action):
-    """The error that an action ends with, as text."""
+def said(action, then=lambda: None):
+    """The error that an action ends with, as text; `then()` is called while the error is still held."""
     try:
         action()
     except Exception as error:
+        then()
         cause = f" <- {type(error.__cause__).__name__}" if error.__cause__ is not None else ""
         return f"{type(error).__name__}: {error}{cause}"
     return "no error"
@@ -156,10 +157,12 @@ def products(rank, size, trouble):
 
 def killed(rank, size, folder):
     """Process 1 of 4 is killed; its neighbours in the ring of gloo, 0 and 2, live on until 3 has noticed too."""
-    report = {"said": said(lambda: products(rank, size, lambda: os.kill(os.getpid(), signal.SIGKILL)))}
-    if rank in (0, 2):
-        wait_for(folder / "3.pt")
-    return report
+
+    def linger():
+        if rank in (0, 2):
+            wait_for(folder / "3.pt")
+
+    return {"said": said(lambda: products(rank, size, lambda: os.kill(os.getpid(), signal.SIGKILL)), linger)}
 
 
 def wait_for(path):
@@ -205,7 +208,7 @@ SCENARIOS = {
     "killed": (killed, 4, 120),
     "raised": (raised, 2, 60),
     "caught": (caught, 2, 60),
-    "stuck": (stuck, 2, 5),
+    "stuck": (stuck, 2, 8),
     "other vectors": (other_vectors, 3, 60),
 }
 """Function, number of processes, timeout in seconds."""

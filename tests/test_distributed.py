@@ -75,7 +75,7 @@ def test_what_differs_between_processes_is_refused_and_the_group_goes_on(reports
         "InputError: process 0 of 2 met an error in its part: InputError: batches is a one"
     )
     for report in (zero, one):
-        assert report["params"].startswith("InputError: params differs between the processes: Layout(136 entries")
+        assert report["params"].startswith("InputError: params differs between the processes: 8 tensors with 136 ent")
         assert report["empty"].startswith("InputError: batches is empty")
         assert "cannot be copied or sent to an executor" in report["pickle"]
         assert report["not a group"].startswith("InputError: group is 'world': call torch.distributed.init_process_gro")
@@ -116,7 +116,7 @@ def test_an_error_caught_on_one_process_does_not_lead_to_wrong_sums(reports):
 def test_a_process_that_does_not_answer_is_waited_for_until_the_timeout(reports):
     returned, logs, codes = reports["stuck"]
     assert codes == [0, 0], logs
-    assert LOST in returned[0]["said"] and "did not answer within 5 s" in returned[0]["said"]
+    assert LOST in returned[0]["said"] and "did not answer within 8 s" in returned[0]["said"]
     assert LOST in returned[1]["said"]
 
 

@@ -131,6 +131,16 @@ def complex_net():
     return model
 
 
+def sharded_net():
+    model = net()
+    model[0].weight.full_tensor = None  # as a DTensor has it
+    return model
+
+
+class FullyShardedDataParallel(nn.Sequential):
+    """Has the name of torch's own, which needs several processes."""
+
+
 class Once:
     def __init__(self):
         self.passes = 0
@@ -159,6 +169,8 @@ class Once:
         (lambda: gt.Problem(net().half(), losses, [(X, Y)]), "is torch.float16"),
         (lambda: gt.Problem(complex_net(), losses, [(X, Y)]), "is torch.complex64"),
         (lambda: gt.Problem(nn.Tanh(), losses, [(X, Y)]), "has no parameters"),
+        (lambda: gt.Problem(sharded_net(), losses, [(X, Y)]), "are sharded over processes"),
+        (lambda: gt.Problem(FullyShardedDataParallel(net()), losses, [(X, Y)]), "are sharded over processes"),
         (lambda: gt.Problem(losses, losses, [(X, Y)]), "must be a torch.nn.Module"),
         (lambda: gt.Problem(net(), None, [(X, Y)]), "must be a function"),
         (lambda: gt.Problem(net(), losses, [(X, Y)], mode="test"), "choose 'eval' or 'train'"),
