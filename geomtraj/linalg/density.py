@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,7 +13,8 @@ from torch import Tensor
 from geomtraj.errors import InputError
 from geomtraj.linalg.chunks import at_least
 from geomtraj.linalg.estimate import Estimate, mean_of_probes
-from geomtraj.linalg.lanczos import lanczos
+from geomtraj.linalg.lanczos import LanczosRun, lanczos
+from geomtraj.linalg.memory import Room, plan
 from geomtraj.operators.base import SymmetricOperator
 from geomtraj.seeding import gaussian, generator
 
@@ -46,7 +48,8 @@ class SpectralDensity:
         residuals: ||H y - theta y|| of each node (probes, steps).
         size: Number of eigenvalues P.
         matvecs: Products with the operator.
-        status: "ok", or which probes met a non-finite product; their nodes and weights are NaN.
+        status: "ok", or how many probes met a non-finite product (their nodes and weights are NaN), or what was cut
+            for lack of memory.
     """
 
     nodes: Tensor
@@ -134,11 +137,14 @@ class SpectralDensity:
 
 
 def spectral_density(H: SymmetricOperator, steps: int = 64, probes: int = 4, seed: int = 0) -> SpectralDensity:
-    """Spectral density of H from `probes` Lanczos runs of `steps` products each.
+    """Spectral density of H from `probes` Lanczos runs of `steps` products each, side by side.
 
     Each run starts from a random direction on the unit sphere. With ceil(12 / t + 1/2) steps the Wasserstein
     distance to the true spectrum is below t times its range, for large P with a single probe; 64 steps give t = 0.19
     guaranteed, and far less in practice.
+
+    The bases take probes * steps * P numbers. Where half of the free memory does not hold them, the runs go in turn,
+    then with their bases on the CPU, then with fewer steps; the status tells the last two.
 
     Args:
         H: The operator.
@@ -153,19 +159,45 @@ def spectral_density(H: SymmetricOperator, steps: int = 64, probes: int = 4, see
         Chen, Trogdon, Ubaru 2021, "Analysis of stochastic Lanczos quadrature for spectrum approximation".
     """
     steps, probes = at_least("steps", steps, 1), at_least("probes", probes, 1)
+    before, room = H.matvecs, plan(H, steps, probes)
+    quadratures = [quadrature(run) for runs in probe_runs(H, probes, seed, room) for run in runs]
+    return density_of(quadratures, H.shape[0], room, H.matvecs - before)
+
+
+def probe_runs(H: SymmetricOperator, probes: int, seed: int, room: Room) -> Iterator[list[LanczosRun]]:
+    """Lanczos runs from random starts, as many at once as there is room for; the starts depend on the seed alone."""
     rng = generator(seed, "spectral density starts")
     like = torch.empty(0, dtype=H.dtype, device=H.device)
-    nodes, weights, residuals = torch.full((3, probes, steps), math.nan, dtype=torch.float64)
-    matvecs, failed = 0, []
-    for i in range(probes):
-        run = lanczos(H, gaussian((H.shape[0],), rng, like), steps)
-        matvecs += run.matvecs
-        if run.status == "non-finite product":
-            failed.append(i)
-            continue
-        m = run.ritz.numel()
-        nodes[i, :m], nodes[i, m:] = run.ritz, run.ritz[-1]
-        weights[i, :m], weights[i, m:] = run.weights / (probes * run.weights.sum()), 0.0
-        residuals[i, :m], residuals[i, m:] = run.residuals, run.residuals[-1]
-    status = f"{len(failed)} of {probes} probes met a non-finite product with the operator" if failed else "ok"
-    return SpectralDensity(nodes, weights, residuals, H.shape[0], matvecs, status)
+    for first in range(0, probes, room.together):
+        count = min(room.together, probes - first)
+        starts = torch.stack([gaussian((H.shape[0],), rng, like) for _ in range(count)], dim=1)
+        yield lanczos(H, starts, room.steps, room.device)
+
+
+class Quadrature(NamedTuple):
+    """What the density keeps of a run: Ritz values (m,), their weights and residuals; None if a product failed."""
+
+    ritz: Tensor
+    weights: Tensor
+    residuals: Tensor
+
+
+def quadrature(run: LanczosRun) -> Quadrature | None:
+    """The Gauss quadrature of a run."""
+    return None if run.status == "non-finite product" else Quadrature(run.ritz, run.weights, run.residuals)
+
+
+def density_of(quadratures: list[Quadrature | None], size: int, room: Room, matvecs: int) -> SpectralDensity:
+    """The density whose nodes are the Ritz values of all runs."""
+    probes = len(quadratures)
+    nodes, weights, residuals = torch.full((3, probes, room.steps), math.nan, dtype=torch.float64)
+    for i, found in enumerate(quadratures):
+        if found is not None:
+            m = found.ritz.numel()
+            nodes[i, :m], nodes[i, m:] = found.ritz, found.ritz[-1]
+            weights[i, :m], weights[i, m:] = found.weights / (probes * found.weights.sum()), 0.0
+            residuals[i, :m], residuals[i, m:] = found.residuals, found.residuals[-1]
+    failed = sum(found is None for found in quadratures)
+    remarks = [f"{failed} of {probes} probes met a non-finite product with the operator"] if failed else []
+    remarks += [room.remark] if room.remark else []
+    return SpectralDensity(nodes, weights, residuals, size, matvecs, "; ".join(remarks) or "ok")

@@ -75,3 +75,13 @@ def nothing_better(ritz: Tensor, low: float, high: float, bottom: float, top: fl
         if share <= 0 or (2 * steps - 1) * math.sqrt(min(share, 1.0)) < need:
             return False
     return True
+
+
+def certain(size: int, steps: int, runs: int) -> bool:
+    """Whether `runs` independent Lanczos runs of `steps` steps miss an eigenvalue only with the probability asked for.
+
+    The eigenvalue lies 2 % of the width or more beyond what the runs show, as in `nothing_better`; each run adds its
+    exponent.
+    """
+    need = math.log(1.648 * math.sqrt(size) / MISS_PROBABILITY)
+    return runs * (2 * min(steps, size) - 1) * math.sqrt(RESOLUTION) >= need

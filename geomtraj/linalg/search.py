@@ -1,16 +1,12 @@
-"""Thick-restart Lanczos with deflation: the search behind `eigsh`."""
+"""The search behind `eigsh`: Lanczos with thick restarts, warm starts, and a check for what it cannot see."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
 
-from geomtraj.linalg.chunks import products
 from geomtraj.linalg.ends import best, better_than, nothing_better, sort_for_output, worst_of
-from geomtraj.linalg.lanczos import orthogonalise
-from geomtraj.operators.base import SymmetricOperator
+from geomtraj.linalg.krylov import KrylovSpace
 from geomtraj.seeding import gaussian, generator
 
 SMALL_FRACTION = 1e-2
@@ -19,10 +15,8 @@ ROUNDING_FLOOR = 50.0
 """No residual is asked to be below this many units of rounding of ||H||."""
 ROUNDING_OF_A_PRODUCT = 4.0
 """No residual is reported to be below this many units of rounding of ||H||."""
-LOCK_AT = 0.5
-"""Share of the tolerance at which pairs are locked, since later ones are coupled to them through their residuals."""
-CHECK_EVERY = 4
-"""Products between two looks at the Ritz values."""
+LEAST_PATIENCE = 8
+"""Products that the check may take at least."""
 NON_FINITE = "a product with the operator was not finite"
 
 
@@ -38,150 +32,155 @@ def at_rounding(residuals: Tensor, norm: float, dtype: torch.dtype) -> Tensor:
 
 
 class Search:
-    """Sweeps of thick-restart Lanczos, each in the space orthogonal to the pairs that earlier ones locked.
+    """Grows a space until its best k Ritz pairs have converged and a check finds nothing better outside of it.
 
-    One block of vectors holds the locked pairs X first, then the active basis V, so that each product w = H v is
-    orthogonalised against both at once: H V = V T + X G + v_next b^T, with T, G and b in float64 on the CPU.
+    Attributes:
+        space: The space; a search may begin with one that is not empty.
+        active: Expanded rows at which it is cut back to the wanted ones and some more.
+        status: "ok", or what went wrong.
+        limit_name: What the caller names the limit of products.
     """
 
-    def __init__(self, H: SymmetricOperator, k: int, which: str, tol: float, basis: int, limit: int, seed: int):
-        self.H, self.k, self.which, self.tol, self.limit = H, k, which, tol, limit
+    def __init__(self, space: KrylovSpace, k: int, which: str, tol: float, active: int, limit: int, seed: int):
+        self.space, self.k, self.which, self.tol, self.active, self.limit = space, k, which, tol, active, limit
         self.rng = generator(seed, "eigsh starts")
-        self.active = basis
-        self.block = torch.empty(H.shape[0], k + basis + 1, dtype=H.dtype, device=H.device)
-        self.values = self.residuals = torch.empty(0, dtype=torch.float64)
-        self.norm = self.low = self.high = 0.0
-        self.matvecs = 0
+        self.low = self.high = 0.0
         self.status = "ok"
+        self.limit_name = "max_matvecs"
 
-    def sweep(self, patience: int) -> bool:
-        """One start vector's worth of pairs, locked; True when there is nothing better left to find.
+    @property
+    def _exhausted(self) -> bool:
+        return self.space.matvecs >= self.limit or not self.space.finite
+
+    def run(self, certain_copies: int = 0) -> None:
+        """Searches until all pairs have converged and nothing better is left outside of the space.
 
         Args:
-            patience: Products to spend while nothing better than the locked pairs shows.
+            certain_copies: With this many random starts in the space already, it misses nothing but copies of an
+                eigenvalue beyond their number; 0 if that is not so.
         """
-        locked, count, spent, used = self.values.numel(), 0, 0, 0
-        T = torch.zeros(self.active, self.active, dtype=torch.float64)
-        G = torch.zeros(locked, self.active, dtype=torch.float64)
-        following = self._random_start(locked)
+        checked = False
         while True:
-            self.block[:, locked + count] = following
-            product = self.H @ self.block[:, locked + count]
-            self.matvecs += 1
-            spent += 1
-            length = float(torch.linalg.vector_norm(product))
-            if not length < math.inf:
-                self.status = f"{NON_FINITE} (product {self.matvecs})"
-                return True
-            self.norm = max(self.norm, length)
-            used = locked + count + 1
-            rest, coefficients, beta, invariant = orthogonalise(self.block[:, :used], product, self.norm)
-            G[:, count] = coefficients[:locked]
-            T[: count + 1, count] = T[count, : count + 1] = coefficients[locked:]
-            count += 1
-            exhausted = self.matvecs >= self.limit
-            if count == self.active or invariant or exhausted or spent % CHECK_EVERY == 0:
-                ritz, S = torch.linalg.eigh(T[:count, :count])
-                coupling, residuals = G[:, :count] @ S, (beta * S[-1]).abs()
-                wanted = self._wanted(ritz)
-                if exhausted or self._settled(ritz, residuals, wanted, invariant, spent, patience):
-                    self._lock(S[:, wanted], ritz[wanted], residuals[wanted], coupling[:, wanted])
-                    if exhausted:
-                        self.status = self._out_of_products(before=locked)
-                    return exhausted or (not wanted.numel() and locked == self.k)
-                if count == self.active:
-                    keep = self._kept(ritz, wanted.numel())
-                    V = self.block[:, locked : locked + count]
-                    self.block[:, locked : locked + keep.numel()] = V @ S[:, keep].to(V.device, V.dtype)
-                    T.zero_()
-                    T[: keep.numel(), : keep.numel()] = torch.diag(ritz[keep])
-                    G[:, : keep.numel()] = coupling[:, keep]
-                    count = keep.numel()
-            following = rest / beta
+            self._converge()
+            checked = checked or (self._converged() and self._most_copies() < certain_copies)
+            if self._exhausted or checked:
+                break
+            checked = self._nothing_is_missed()
+            certain_copies = 0
+        if not self.space.finite:
+            self.status = f"{NON_FINITE} (product {self.space.matvecs})"
+        elif self._exhausted:
+            self.status = self._out_of_products(checked)
 
-    def _random_start(self, locked: int) -> Tensor:
-        start = gaussian((self.H.shape[0],), self.rng, self.block)
-        start = start / torch.linalg.vector_norm(start)
-        rest, _, norm, _ = orthogonalise(self.block[:, :locked], start, 1.0)
-        return rest / norm
+    def _converged(self) -> bool:
+        return self.space.finite and len(self.space.expanded) >= self.k and bool(self.result()[3].all())
+
+    def _most_copies(self) -> int:
+        """The largest number of wanted Ritz values that cannot be told apart."""
+        ritz, _ = self.space.ritz()
+        values = ritz[self._wanted(ritz)].sort().values
+        near = values.diff() <= 2 * self._tolerances(values)[1:]
+        longest = count = 1
+        for same in near.tolist():
+            count = count + 1 if same else 1
+            longest = max(longest, count)
+        return longest
+
+    def _converge(self) -> None:
+        """Expands until the best k Ritz pairs have converged."""
+        space = self.space
+        while not self._exhausted:
+            if len(space.expanded) >= self.k:
+                ritz, S = space.ritz()
+                wanted = self._wanted(ritz)
+                couplings = space.couplings(S[:, wanted])
+                bounds = self._tolerances(ritz[wanted])
+                missing = torch.linalg.vector_norm(couplings, dim=0) > bounds
+                if not missing.any():
+                    return
+                if len(space.expanded) >= self.active:
+                    self._restart(ritz, S)
+                    continue
+                directions = torch.linalg.svd(couplings[:, missing] / bounds[missing]).U
+                space.turn(directions[:, 0] * max(space.norm, 1.0))
+                space.expand(space.pending[-1])
+            elif space.pending:
+                space.expand(space.pending[0])
+            else:
+                space.append(self._random())
+
+    def _nothing_is_missed(self) -> bool:
+        """Whether no eigenvalue outside of the space is better than the k-th one inside.
+
+        A space grown from one vector holds one vector of each eigenspace. So a Lanczos run is made in the complement
+        of all that is there, from a random start. What has converged inside, wanted or not, is gone from there, so a
+        further copy of a wanted eigenvalue stands out and shows within few steps.
+        """
+        space, patience = self.space, max(self.space.matvecs, LEAST_PATIENCE)
+        ritz, _ = space.ritz()
+        before = ritz[self._wanted(ritz)]
+        low, high = worst_of(before, self.which)
+        following: int | None = None
+        chain: list[int] = []
+        spent = 0
+        while True:
+            if self._exhausted:
+                return False
+            full = len(space.expanded) >= self.active
+            if full:
+                self._restart(*space.ritz())
+            if full or not chain:
+                following, chain = space.enter(self._random()), []
+            if following is None:
+                break
+            chain.append(following)
+            space.expand(following)
+            spent += 1
+            found, _ = space.ritz(chain)
+            if better_than(found, low, high, self._tolerances(found)).any():
+                return False
+            if spent >= patience or nothing_better(found, low, high, self.low, self.high, space.H.shape[0], len(chain)):
+                break
+            following = space.turn(space.M[space.pending, following].clone())
+        ritz, _ = space.ritz()
+        values = ritz[self._wanted(ritz)]
+        return self._count_better(values, low, high) <= self._count_better(before, low, high)
+
+    def _count_better(self, values: Tensor, low: float, high: float) -> int:
+        return int(better_than(values, low, high, self._tolerances(values)).sum())
+
+    def _random(self) -> Tensor:
+        return gaussian((self.space.H.shape[0],), self.rng, self.space.rows)
 
     def _tolerances(self, values: Tensor) -> Tensor:
-        norm = max(abs(self.low), abs(self.high))
-        return tolerances(values, norm, self.tol, self.H.dtype)
+        return tolerances(values, max(abs(self.low), abs(self.high)), self.tol, self.space.H.dtype)
 
     def _wanted(self, ritz: Tensor) -> Tensor:
-        """Indices of the Ritz values that belong to the best k beside the locked ones."""
+        """Indices of the best k Ritz values."""
         self.low, self.high = min(self.low, float(ritz.min())), max(self.high, float(ritz.max()))
-        locked = self.values.numel()
-        chosen = best(torch.cat([self.values, ritz]), self.which, self.k)
-        chosen = chosen[chosen >= locked] - locked
-        if locked < self.k:
-            return chosen
-        low, high = worst_of(self.values, self.which)
-        return chosen[better_than(ritz[chosen], low, high, self._tolerances(ritz[chosen]))]
+        return best(ritz, self.which, self.k)
 
-    def _settled(
-        self, ritz: Tensor, residuals: Tensor, wanted: Tensor, invariant: bool, spent: int, patience: int
-    ) -> bool:
-        """Whether this sweep has what its start vector can give."""
-        if invariant:
-            return True
-        if wanted.numel():
-            enough = wanted.numel() + self.values.numel() >= self.k
-            return enough and bool((residuals <= LOCK_AT * self._tolerances(ritz))[wanted].all())
-        if spent >= max(patience, 2 * CHECK_EVERY):
-            return True
-        low, high = worst_of(self.values, self.which)
-        return nothing_better(ritz, low, high, self.low, self.high, self.H.shape[0], spent)
+    def _restart(self, ritz: Tensor, S: Tensor) -> None:
+        """Thick restart: keeps the wanted Ritz pairs and half of the room that is left beside them."""
+        kept = self.k + (len(self.space.expanded) - self.k) // 2
+        self.space.compress(S[:, best(ritz, self.which, min(kept, len(self.space.expanded) - 1))])
 
-    def _kept(self, ritz: Tensor, wanted: int) -> Tensor:
-        """Indices of the Ritz pairs to restart with: the wanted ones and half of the room that is left."""
-        wanted = max(wanted, 1)
-        return best(ritz, self.which, min(wanted + (self.active - wanted) // 2, self.active - 2))
-
-    def _lock(self, S: Tensor, ritz: Tensor, residuals: Tensor, coupling: Tensor) -> None:
-        """Adds Ritz pairs, V S with values `ritz` (w,), to the locked ones and keeps the best k.
-
-        Args:
-            S: Coefficients (active, w).
-            ritz: Ritz values (w,).
-            residuals: What of H y - theta y stands orthogonal to X (w,).
-            coupling: X^T H y (locked, w), the rest of it: as large as the residuals of X allow.
-        """
-        locked = self.values.numel()
-        V = self.block[:, locked : locked + S.shape[0]]
-        vectors = torch.cat([self.block[:, :locked], V @ S.to(V.device, V.dtype)], dim=1)
-        values = torch.cat([self.values, ritz])
-        new = torch.hypot(residuals, torch.linalg.vector_norm(coupling, dim=0))
-        residuals = torch.cat([self.residuals, new])
-        if (new > self._tolerances(ritz)).any() and torch.linalg.vector_norm(coupling) > 0:
-            vectors, values, residuals = self._rotate(vectors)
-        chosen = best(values, self.which, self.k)
-        self.values, self.residuals = values[chosen], residuals[chosen]
-        self.block[:, : chosen.numel()] = vectors[:, chosen.to(vectors.device)]
-
-    def _rotate(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Ritz vectors, values and residuals in the span of orthonormal vectors (P, m), by m fresh products."""
-        images = products(self.H, vectors)
-        self.matvecs += vectors.shape[1]
-        projected = (vectors.T @ images).to("cpu", torch.float64)
-        ritz, S = torch.linalg.eigh((projected + projected.T) / 2)
-        rotation = S.to(vectors.device, vectors.dtype)
-        vectors = vectors @ rotation
-        rest = images @ rotation - vectors * ritz.to(vectors.device, vectors.dtype)
-        return vectors, ritz, torch.linalg.vector_norm(rest, dim=0).to("cpu", torch.float64)
-
-    def _out_of_products(self, before: int) -> str:
-        done = int((self.residuals <= self._tolerances(self.values)).sum())
-        if done == self.k == before:
-            return f"all pairs converged, but multiplicities are unchecked after {self.matvecs} products"
-        return f"{done} of {self.k} pairs converged after {self.matvecs} products: raise max_matvecs or tol"
+    def _out_of_products(self, checked: bool) -> str:
+        *_, converged = self.result()
+        done, spent = int(converged.sum()), self.space.matvecs
+        if done == self.k:
+            return "ok" if checked else f"all pairs converged, but multiplicities are unchecked after {spent} products"
+        return f"{done} of {self.k} pairs converged after {spent} products: raise {self.limit_name} or tol"
 
     def result(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Values, vectors, residuals and whether they converged, of the locked pairs in the order of the output."""
-        order = sort_for_output(self.values, torch.arange(self.values.numel()), self.which)
-        residuals = at_rounding(self.residuals, max(abs(self.low), abs(self.high)), self.H.dtype)
-        converged = residuals <= self._tolerances(self.values)
-        if self.status == "ok" and not converged.all():
-            self.status = f"{int(converged.sum())} of {self.k} pairs converged"
-        return self.values[order], self.block[:, order.to(self.block.device)], residuals[order], converged[order]
+        """Values, vectors (P, k), residuals and whether they converged, in the order of the output."""
+        space = self.space
+        if not space.expanded or not space.finite:
+            nothing = torch.empty(0, dtype=torch.float64)
+            return nothing, space.rows[:0].T, nothing, nothing.bool()
+        ritz, S = space.ritz()
+        wanted = sort_for_output(ritz, self._wanted(ritz), self.which)
+        values = ritz[wanted]
+        residuals = torch.linalg.vector_norm(space.couplings(S[:, wanted]), dim=0)
+        residuals = at_rounding(residuals, max(abs(self.low), abs(self.high)), space.H.dtype)
+        return values, space.combine(S[:, wanted]).T, residuals, residuals <= self._tolerances(values)

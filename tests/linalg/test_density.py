@@ -129,3 +129,25 @@ def test_bad_input(name, value):
 def test_a_width_must_be_positive():
     with pytest.raises(InputError, match="width"):
         spectral_density(operator(SPECTRA["no outliers"]), steps=5).on_grid(10, width=-1.0)
+
+
+def free(monkeypatch, vectors):
+    monkeypatch.setattr("geomtraj.linalg.memory.free_bytes", lambda device: 2 * vectors * 400 * 8)
+
+
+def test_probes_go_in_turn_where_their_bases_do_not_fit_together(monkeypatch):
+    H = operator(SPECTRA["no outliers"])
+    whole = spectral_density(H, steps=20, probes=3)
+    free(monkeypatch, 25)
+    parts = spectral_density(H, steps=20, probes=3)
+    assert parts.status == "ok"
+    assert torch.allclose(parts.nodes, whole.nodes, atol=1e-12)
+
+
+def test_fewer_steps_where_no_basis_fits_are_said(monkeypatch):
+    free(monkeypatch, 10)
+    H = operator(SPECTRA["no outliers"])
+    result = spectral_density(H, steps=20, probes=2)
+    assert "only 8 of 20 Lanczos steps" in result.status
+    assert result.nodes.shape == (2, 8)
+    assert H.matvecs == 16

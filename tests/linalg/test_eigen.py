@@ -182,3 +182,34 @@ def test_unchecked_multiplicities_are_said():
 def test_bad_input(arguments, message):
     with pytest.raises(InputError, match=message):
         eigsh(operator(SPECTRA["no outliers"]), **arguments)
+
+
+@both_dtypes
+@pytest.mark.parametrize("which", ["LA", "SA", "LM", "BE"])
+@pytest.mark.parametrize("name", ["outliers at both ends", "multiplicities", "nearly multiple", "low rank"])
+def test_warm_and_cold_starts_agree(name, which, dtype):
+    w = SPECTRA[name]
+    near = matrix(w) + 1e-2 * matrix(bulk(len(w), 1.0, seed=1), seed=1)
+    start = eigsh(MatrixOperator(near.to(dtype)), 7, which).vectors
+    H = operator(w, dtype=dtype)
+    check(H, w, 7, which, dtype, eigsh(H, 7, which, tol=TOL, start=start))
+
+
+def test_a_warm_start_saves_products():
+    w = torch.cat([bulk(380, 0.3), torch.linspace(1, 20, 20).double()])
+    near = matrix(w) + 1e-3 * matrix(bulk(400, 1.0, seed=1), seed=1)
+    start = eigsh(MatrixOperator(near), 5).vectors
+    assert eigsh(operator(w), 5, start=start).matvecs < eigsh(operator(w), 5).matvecs
+
+
+def test_a_useless_warm_start_is_still_a_start():
+    w = SPECTRA["multiplicities"]
+    H = operator(w)
+    worst = torch.linalg.eigh(matrix(w)).eigenvectors[:, 100:103]
+    check(H, w, 6, "LA", torch.float64, eigsh(H, 6, "LA", start=worst))
+
+
+@pytest.mark.parametrize("start", [torch.ones(5, 2), torch.ones(400), torch.zeros(400, 2)])
+def test_bad_starts_are_refused(start):
+    with pytest.raises(InputError, match="start"):
+        eigsh(operator(SPECTRA["no outliers"]), 3, start=start.double())
