@@ -21,11 +21,14 @@ from geomtraj.seeding import gaussian, generator
 
 Result = TypeVar("Result")
 
-KEEPING = ("kept", "linearized-forward", "linearized-reverse")
-PASSING = ("fresh", "forward")
 TRUSTED = ("kept", "fresh", "differences")  # double backward, and what states an error of its own
+# Seconds that products have to take before a way is tried. Recording forward derivatives makes torch import its
+# compiler, which takes two seconds.
+KEEPING = {"linearized-reverse": 0.2, "linearized-forward": 3.0}
+PASSING = {"forward": 0.2}
 TRIAL_PRODUCTS = 8
-TRIAL_SECONDS = 0.2
+ROUNDS = 2
+SLOW = 10
 BLOCK = 4
 
 
@@ -98,35 +101,42 @@ def history(problem: Problem, layout: Layout) -> History:
 
 
 def try_ways(names: Sequence[str], loss: BatchLoss, width: int, room: float, learnt: History) -> None:
-    """Times the ways on one batch, two products each, and writes what comes out into the history.
+    """Times the ways on one batch, a few products each in turn, and writes what comes out into the history.
 
     The first is double backward, which the others are held against: one that raises, needs more than `room` bytes or
-    gives other numbers is refused. The last is a substitute for those between, tried if one of them is refused.
+    gives other numbers is refused.
     """
     probe = _probes(loss, 1)
+    ready: dict[str, Way] = {}
+    seconds: dict[str, list[float]] = {}
+    setups: dict[str, float] = {}
     expected: Tensor | None = None
     for name in names:
-        if name == names[-1] and len(names) > 2 and not learnt.refused.keys() & set(names):
-            break
         try:
-            setup, way = _timed(partial(WAYS[name], loss), loss)
-            if way.held > room:
-                raise ComputationError(f"it would keep {way.held / 2**20:.0f} MiB for one batch.")
-            first, found = _timed(partial(way.products, probe), loss)
-            if expected is None:
-                expected = found
-            verify(name, way, found, expected)
-            again, _ = _timed(partial(way.products, probe), loss)
+            setups[name], ready[name] = _timed(partial(WAYS[name], loss), loss)
+            if ready[name].held > room:
+                raise ComputationError(f"it would keep {ready[name].held / 2**20:.0f} MiB for one batch.")
+            first, found = _timed(partial(ready[name].products, probe), loss)
+            expected = found if expected is None else expected
+            verify(name, ready[name], found, expected)
         except Exception as error:  # whatever a model's operations raise in a mode that they do not support
             if expected is None:
                 raise
+            ready.pop(name, None)
             learnt.refused[name] = str(error)
             continue
+        seconds[name] = [first]
+        if setups[name] > SLOW * first:  # the first time includes what torch imports
+            setups[name] = min(setups[name], _timed(partial(WAYS[name], loss), loss)[0])
+    for _ in range(ROUNDS):
+        for name, way in ready.items():
+            seconds[name].append(_timed(partial(way.products, probe), loss)[0])
+    for name, way in ready.items():
         learnt.verified.add(name)
-        learnt.timings[name] = Timing(setup, min(first, again), way.held)
-    fastest = learnt.best(names, 10**9, wide=False)
-    if width > 1 and fastest is not None and WAYS[fastest].in_one_pass:
-        _try_block(fastest, loss, min(width, BLOCK), learnt)
+        learnt.timings[name] = Timing(setups[name], min(seconds[name]), way.held)
+    fastest = min(ready, key=lambda name: min(seconds[name]))
+    if width > 1 and ready[fastest].in_one_pass:
+        _try_block(fastest, ready[fastest], min(width, BLOCK), learnt)
 
 
 def verified(name: str, way: Way, learnt: History) -> Way:
@@ -160,16 +170,15 @@ def verify(name: str, way: Way, found: Tensor, expected: Tensor) -> None:
             )
 
 
-def _try_block(name: str, loss: BatchLoss, width: int, learnt: History) -> None:
+def _try_block(name: str, way: Way, width: int, learnt: History) -> None:
     """Times several vectors in one pass; leaves things as they are where that fails or gives other numbers."""
-    way, probes = WAYS[name](loss), _probes(loss, width)
+    probes = _probes(way.loss, width)
     try:
-        seconds, found = _timed(partial(way.block, probes), loss)
+        seconds, found = _timed(partial(way.block, probes), way.loss)
         verify(name, way, found[-1:], way.products(probes[-1:]))
     except Exception:  # no batching rule, too little memory: one by one then
         return
-    known = learnt.timings[name]
-    learnt.timings[name] = replace(known, block=seconds / width)
+    learnt.timings[name] = replace(learnt.timings[name], block=seconds / width)
 
 
 def _probes(loss: BatchLoss, count: int) -> Tensor:
@@ -180,8 +189,10 @@ def _timed(work: Callable[[], Result], loss: BatchLoss) -> tuple[float, Result]:
     device = loss.values[0].device
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    start = time.perf_counter()
+    # With one thread its own time is what counts, whatever else the machine does.
+    clock = time.thread_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+    start = clock()
     result = work()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - start, result
+    return clock() - start, result

@@ -70,10 +70,10 @@ class Engine:
             ComputationError: Not even a single example fits into memory, or the model has no second derivative.
             InputError: The model does something that cannot be differentiated.
         """
-        start = time.perf_counter()
         try:
             if self._asked == "auto":
                 self._choose(len(rows))
+            start = time.perf_counter()
             total = self._within_memory(rows)
         except GeomtrajError:
             raise
@@ -151,26 +151,28 @@ class Engine:
         """The way for what cannot be kept."""
         if not self._keeping():
             return self._way
-        return self.history.best(choice.PASSING, 1, wide=False) or "fresh"
+        return self.history.best(("fresh", *choice.PASSING), 1, wide=False) or "fresh"
 
     def _release(self) -> None:
         self._kept, self._held, self._complete = {}, 0, False
 
     def _choose(self, width: int) -> None:
-        """Takes the way that was the quickest, after a trial once as much time has gone into products as it costs."""
+        """Takes the quickest of the ways that were tried; tries one once products have taken as long as that costs."""
         known = self.history
-        names: tuple[str, ...] = choice.PASSING if self._full else choice.KEEPING
-        worth = self._done >= choice.TRIAL_PRODUCTS and known.spent >= choice.TRIAL_SECONDS
-        if worth and not any(n in known.timings for n in names):
-            self._try(names, width)
-        room = KEEP_FRACTION * available_bytes(self._problem.device) + KEEP_FRACTION * self._held
-        names = tuple(name for name in names if name == "kept" or known.fits(name, room))
+        first, others = ("fresh", choice.PASSING) if self._full else ("kept", choice.KEEPING)
+        if self._done >= choice.TRIAL_PRODUCTS:
+            tried = known.timings.keys() | known.refused.keys()
+            due = [name for name, gate in others.items() if name not in tried and known.spent >= gate]
+            if due:
+                self._try([first, *due], width)
+        room = KEEP_FRACTION * (available_bytes(self._problem.device) + self._held)
+        names = [first, *(name for name in others if known.fits(name, room))]
         best = known.best(names, max(self._done, self._expected), wide=width > 1)
         if best is not None and best != self._way and not (self._full and self._kept):
             self._release()
             self._way = best
 
-    def _try(self, names: tuple[str, ...], width: int) -> None:
+    def _try(self, names: list[str], width: int) -> None:
         room = KEEP_FRACTION * available_bytes(self._problem.device)
         with self._problem.session():
             _, part = next(iter(self._parts))

@@ -64,6 +64,10 @@ class _Recorder(TorchDispatchMode):
         for i, tensor in enumerate(inputs):
             self._bind(tensor, self._graph.placeholder(f"v{i}"))
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # True would import torch's compiler, which takes two seconds
+
     def finish(self, outputs: Sequence[Tensor]) -> fx.Graph:
         self._graph.output(tuple(self._node(tensor) for tensor in outputs))
         self._graph.eliminate_dead_code()

@@ -78,6 +78,7 @@ class Activations(nn.Module):
         functions = [F.relu, torch.sigmoid, F.elu, F.leaky_relu, F.softplus, F.hardtanh]
         for layer, function in zip(self.layers, functions, strict=False):
             x = x + function(layer(x))
+        x = x + torch.where(x > 0, 1.0, x.exp()) + torch.where(x > 1, x.square(), torch.zeros_like(x))
         scores = self.layers[6](x).masked_fill(torch.tensor([False, False, False, True]), float("-inf"))
         return torch.log_softmax(scores, -1)[:, :3] / (1 + x[:, :3].square())
 
