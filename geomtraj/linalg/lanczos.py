@@ -88,11 +88,10 @@ def lanczos(
     device = operator.device if device is None else device
     bases = torch.empty(runs, steps, size, dtype=operator.dtype, device=device)
     history = _History(runs, steps, operator.dtype, device)
-    vectors = (starts.detach() / norms).T.to(device)
+    bases[:, 0] = (starts.detach() / norms).T
     look = looks(operator.device)
     done = 0
     for j in range(steps):
-        bases[:, j] = vectors
         columns = bases[:, j].to(operator.device).T
         rest = (operator @ columns).T.to(device).contiguous()
         done = j + 1
@@ -111,7 +110,8 @@ def lanczos(
         history.betas[:, j] = betas
         if done % look == 0 and bool(history.ended(done).any(1).all()):
             break
-        vectors = rest / torch.where(betas > 0, betas, 1)[:, None]
+        if done < steps:
+            torch.div(rest, torch.where(betas > 0, betas, 1)[:, None], out=bases[:, done])
     return history.runs(done, bases, rest)
 
 
