@@ -29,6 +29,10 @@ class Diagonal:
         method: The method that made it; what "auto" chose.
         cost: Products and seconds.
         status: "ok", or per block what is wrong with it.
+        dof: Degrees of freedom of each standard error (P,), from how the spreads of its parts differ (Satterthwaite);
+            infinite where an entry is exact. None if unknown.
+
+    Source: Satterthwaite 1946, "An approximate distribution of estimates of variance components", for `dof`.
     """
 
     values: Tensor
@@ -37,6 +41,7 @@ class Diagonal:
     method: str
     cost: Cost
     status: str = "ok"
+    dof: Tensor | None = None
 
     def block(self, name: str) -> tuple[Tensor, Tensor]:
         """Entries and standard errors of one parameter tensor, each in its own shape.

@@ -56,7 +56,9 @@ def exact(operator: SymmetricOperator, *, max_seconds: float = 3600.0) -> Diagon
             _refuse_if_slow(operator, width, time.perf_counter() - start, max_seconds)
     cost = Cost(operator.matvecs - before, time.perf_counter() - start)
     status = describe(values, operator.layout)
-    return Diagonal(values, torch.zeros_like(values), operator.layout, "exact", cost, status)
+    return Diagonal(
+        values, torch.zeros_like(values), operator.layout, "exact", cost, status, torch.full_like(values, torch.inf)
+    )
 
 
 def _chunks(size: int, width: int) -> Iterator[tuple[slice, Tensor]]:

@@ -76,7 +76,7 @@ def exact_sites(problem: Problem, theta: Tensor | None = None, *, max_seconds: f
     dependent, *strange = problem.over_ranks(flags.long()).bool().tolist()
     if dependent:
         return exact(Hessian(problem, theta), max_seconds=max_seconds)
-    values = tally.flat(problem)[0]
+    values, _, _ = tally.flat(problem)
     if any(strange):
         block = Hessian(problem, theta).block([n for n, s in zip(problem.layout, strange, strict=True) if s])
         part = exact(block, max_seconds=max_seconds)
@@ -84,7 +84,8 @@ def exact_sites(problem: Problem, theta: Tensor | None = None, *, max_seconds: f
             values[problem.layout[name].slice] = part.values[slot.slice]
         products += part.cost.matvecs
     cost = Cost(products, time.perf_counter() - start)
-    return Diagonal(values, torch.zeros_like(values), problem.layout, "exact", cost, describe(values, problem.layout))
+    status, dof = describe(values, problem.layout), torch.full_like(values, torch.inf)
+    return Diagonal(values, torch.zeros_like(values), problem.layout, "exact", cost, status, dof)
 
 
 @dataclass(frozen=True)

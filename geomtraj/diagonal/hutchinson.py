@@ -49,4 +49,4 @@ def hutchinson(operator: SymmetricOperator, samples: int = 64, seed: int = 0) ->
         sem, remark = torch.full_like(mean, torch.nan), "one sample gives no standard errors: use at least two"
     status = describe(mean, operator.layout, remark)
     cost = Cost(operator.matvecs - before, time.perf_counter() - start)
-    return Diagonal(mean, sem, operator.layout, "hutchinson", cost, status)
+    return Diagonal(mean, sem, operator.layout, "hutchinson", cost, status, torch.full_like(mean, samples - 1))

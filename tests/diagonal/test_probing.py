@@ -8,6 +8,7 @@ import pytest
 import torch
 from models import cross_entropy, split
 from problems import PROBLEMS, build, classification
+from scipy.stats import t as student
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -68,6 +69,28 @@ def test_standard_errors_are_calibrated(name):
         assert 0.75 < z.square().mean() < 1.3
         assert 0.92 < (z.abs() < 1.96).double().mean() < 0.98
         assert bias.square().mean() < 1.6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cnn", "gpt", "encoder_layer", "strange_uses"])
+def test_few_probes_have_the_tails_of_few_degrees_of_freedom(name):
+    problem, exact = build(name)
+    runs = [probing(problem, 4, seed) for seed in range(12)]
+    z, dof = (torch.cat([t[r.sem > 1e-9 * exact.abs().max()] for r, t in pairs]) for pairs in (
+        [(r, (r.values - exact) / r.sem) for r in runs], [(r, r.dof) for r in runs]
+    ))  # fmt: skip
+    assert dof.quantile(0.9) < 30
+    assert (z.abs() < 1.96).double().mean() < 0.93
+    within = 2 * student.sf(z.abs().numpy(), dof.numpy()) > 0.05
+    assert 0.92 < within.mean() < 0.975
+
+
+def test_where_one_example_decides_degrees_of_freedom_are_those_of_its_probes():
+    problem, exact = build("gpt")
+    one, other = probing(problem, 6), probing(regrouped(problem, [1, 4]), 6)
+    noisy = one.sem > 1e-9 * exact.abs().max()
+    assert 4 < one.dof[noisy].min() < 6 and (one.dof[noisy] > 15).any()
+    assert torch.allclose(one.dof[noisy], other.dof[noisy], rtol=1e-6)
 
 
 def regrouped(problem: gt.Problem, sizes: list[int]) -> gt.Problem:

@@ -95,10 +95,10 @@ def probing(problem: Problem, samples: int = 64, seed: int = 0, theta: Tensor | 
                 add = tally.add
                 products += probe_parameters(problem, parameters, elsewhere, batch, numbers, samples, seed, add)
             batches += 1
-    values, variances = tally.flat(problem)
+    values, variances, dof = tally.flat(problem)
     remarks = [f"{name}: {how}" for name, how in elsewhere.items()]
     if samples == 1:
         remarks.append("one sample gives no standard errors: use at least two")
     status = describe(values, problem.layout, "; ".join(remarks))
-    cost = Cost(round(products / batches), time.perf_counter() - start)
-    return Diagonal(values, variances.clamp_min(0).sqrt(), problem.layout, "probing", cost, status)
+    cost = Cost(round(products / max(batches, 1)), time.perf_counter() - start)
+    return Diagonal(values, variances.sqrt(), problem.layout, "probing", cost, status, dof)

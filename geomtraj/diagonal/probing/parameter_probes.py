@@ -12,13 +12,14 @@ from torch import Tensor
 from geomtraj.diagonal.sites.batches import check_alone, loss_sums, stands_alone
 from geomtraj.diagonal.sites.output_split import close
 from geomtraj.diagonal.sites.signs import key_of, signs
+from geomtraj.diagonal.sites.sums import Sum
 from geomtraj.problem import Problem, leaves
 from geomtraj.slicing import cut, rebuilt, tensors_of
 
 BY_EXAMPLE = "probed in parameter space, each example with its own signs"
 BY_BATCH = "probed in parameter space, the examples of a batch sharing their signs, which gives larger errors"
 
-Add = Callable[[str, "Tensor | None", Tensor, Tensor], None]
+Add = Callable[[str, "Tensor | None", Sum], None]
 
 
 def probe_parameters(
@@ -41,7 +42,7 @@ def probe_parameters(
         numbers: Numbers (B,) of its examples in the data.
         samples: Probes.
         seed: Seed of the signs.
-        add: Called with name, None, values and their variances.
+        add: Called with name, None and the estimates.
 
     Returns:
         The number of second derivatives of the batch taken.
@@ -104,8 +105,9 @@ def _probe(graph: _Graph, names: list[str], numbers: Tensor, samples: int, seed:
             shift = z * graph.product(name, z) - mean
             mean += shift / (probe + 1)
             squares += shift.square() * (probe / (probe + 1))
-        scale = 1 / (samples * (samples - 1)) if samples > 1 else torch.nan
-        add(name, None, mean.sum(0).flatten(), squares.sum(0).flatten() * scale)
+        variances = squares.flatten(1) / (samples * (samples - 1) if samples > 1 else torch.nan)
+        doubt = variances.square().sum(0) / (samples + 1)
+        add(name, None, Sum(mean.sum(0).flatten(), variances.sum(0), doubt))
     return samples * len(names)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from geomtraj.diagonal.sites.clusters import Cluster, Place
 from geomtraj.diagonal.sites.gauss_newton import WIDTH
 from geomtraj.diagonal.sites.groups import Group
-from geomtraj.diagonal.sites.sums import ClusterSums, PointwiseSums, Tally
+from geomtraj.diagonal.sites.sums import ClusterSums, PointwiseSums, Sum, Tally
 
 
 def by_units(group: Group, tally: Tally) -> Iterator[int]:
@@ -71,9 +71,9 @@ def by_entries(group: Group, tally: Tally) -> Iterator[int]:
             found.append(torch.stack(own).sum(0))
             done += len(entries)
             yield done
-        tally.add(cluster.name, part.entries, torch.cat(found))
+        tally.add(cluster.name, part.entries, Sum(torch.cat(found)))
         for estimate in _feedback(group, cluster):
-            tally.add(cluster.name, cluster.index, estimate.sum((0, 1)))
+            tally.add(cluster.name, cluster.index, Sum(estimate.sum((0, 1))))
             done += 1
             yield done
 

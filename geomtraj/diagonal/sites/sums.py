@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,28 +13,43 @@ from geomtraj.diagonal.sites.linear_maps import LinearMap
 from geomtraj.problem import Problem
 
 
+class Sum(NamedTuple):
+    """A sum of random terms (K,), its variance, and how uncertain that is; None for what is exact.
+
+    Attributes:
+        value: The sum.
+        variance: The sum of the terms' variances v_c.
+        doubt: The sum of v_c^2 / (f_c + 2), f_c the degrees of freedom of v_c: (sum v_c)^2 over it, less 2, are those
+            of the sum.
+    """
+
+    value: Tensor
+    variance: Tensor | None = None
+    doubt: Tensor | None = None
+
+
 class Tally:
     """Running sums by parameter, each with one more entry for what belongs nowhere."""
 
     def __init__(self, parameters: Mapping[str, Tensor]):
-        self._values = {name: p.new_zeros(p.numel() + 1) for name, p in parameters.items()}
-        self._variances = {name: p.new_zeros(p.numel() + 1) for name, p in parameters.items()}
+        self._totals = {name: p.new_zeros(3, p.numel() + 1) for name, p in parameters.items()}
 
-    def add(self, name: str, index: Tensor | None, value: Tensor, variance: Tensor | None = None) -> None:
-        """Add to the sums of one parameter at these places, or (None) at all of them; no variance: it is exact."""
-        for total, part in ((self._values[name], value), (self._variances[name], variance)):
-            if part is None:
+    def add(self, name: str, index: Tensor | None, part: Sum) -> None:
+        """Add to the sums of one parameter at these places, or (None) at all of them."""
+        for total, more in zip(self._totals[name], part, strict=True):
+            if more is None:
                 continue
             if index is None:
-                total[: part.numel()] += part
+                total[: more.numel()] += more
             else:
-                total.index_add_(0, index, part)
+                total.index_add_(0, index, more)
 
-    def flat(self, problem: Problem) -> tuple[Tensor, Tensor]:
-        """The diagonal (P,) and its variances (P,)."""
-        flat = [problem.layout.flatten({n: v[:-1] for n, v in own.items()}) for own in (self._values, self._variances)]
-        values, variances = problem.over_ranks(torch.stack(flat))
-        return values / problem.total_weight, variances / problem.total_weight**2
+    def flat(self, problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
+        """The diagonal (P,), its variances and their degrees of freedom (P,), over all processes."""
+        flat = [problem.layout.flatten({n: t[row, :-1] for n, t in self._totals.items()}) for row in range(3)]
+        values, variances, doubts = problem.over_ranks(torch.stack(flat))
+        dof = torch.where(variances == 0, torch.inf, (variances.square() / doubts - 2).clamp_min(1))
+        return values / problem.total_weight, variances.clamp_min(0) / problem.total_weight**2, dof
 
 
 class ClusterSums:
@@ -44,12 +60,15 @@ class ClusterSums:
         self._freedom = self._count = 0
         self._values: Tensor | float = 0.0
         self._spread: Tensor | float = 0.0
+        self._doubt: Tensor | float = 0.0
 
     def add(self, estimates: Tensor, with_spread: bool = False) -> None:
         """Add estimates (rows, k, K) of a range of examples."""
         self._values = self._values + estimates.sum((0, 1))
         if with_spread:
-            self._spread = self._spread + (estimates - estimates.mean(1, keepdim=True)).square_().sum((0, 1))
+            spread = (estimates - estimates.mean(1, keepdim=True)).square_().sum(1)
+            self._spread = self._spread + spread.sum(0)
+            self._doubt = self._doubt + spread.square_().sum(0) / (estimates.shape[1] + 1)
 
     def added(self, count: int, with_spread: bool = False) -> None:
         """Say that `count` vectors have been added for every range of examples."""
@@ -71,9 +90,11 @@ class ClusterSums:
     def tally(self, tally: Tally, exact: bool = False) -> None:
         """Add the mean over vectors with its variance, or if `exact` their sum."""
         if exact:
-            tally.add(self._name, self._index, self.total)
+            part = Sum(self.total)
         else:
-            tally.add(self._name, self._index, self.total / self._count, self.variance / self._count)
+            doubt = torch.as_tensor(self._doubt) / (max(self._freedom, 1) * self._count) ** 2
+            part = Sum(self.total / self._count, self.variance / self._count, doubt)
+        tally.add(self._name, self._index, part)
 
 
 class PointwiseSums:
@@ -100,10 +121,9 @@ class PointwiseSums:
         mean, count = torch.as_tensor(self._mean), self._count
         if exact:
             for m in maps:
-                tally.add(m.name, m.index, m.weighted(mean * count, 2))
+                tally.add(m.name, m.index, Sum(m.weighted(mean * count, 2)))
             return
-        spread = (
-            torch.as_tensor(self._squares) / (count * (count - 1)) if count > 1 else torch.full_like(mean, torch.nan)
-        )
+        variance = torch.as_tensor(self._squares) / (count * (count - 1) if count > 1 else torch.nan)
+        doubt = variance.square() / (count + 1)
         for m in maps:
-            tally.add(m.name, m.index, m.weighted(mean, 2), m.weighted(spread, 4))
+            tally.add(m.name, m.index, Sum(m.weighted(mean, 2), m.weighted(variance, 4), m.weighted(doubt, 8)))
