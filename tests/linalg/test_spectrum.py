@@ -7,6 +7,7 @@ from spectra import SPECTRA, both_dtypes, bulk, matrix, operator, tolerance
 from geomtraj.errors import InputError
 from geomtraj.linalg.density import spectral_density
 from geomtraj.linalg.eigen import eigsh
+from geomtraj.linalg.ends import certain
 from geomtraj.linalg.spectrum import spectrum
 from geomtraj.operators.matrix import MatrixOperator
 
@@ -106,3 +107,11 @@ def test_non_finite_products_give_a_status():
 def test_bad_input(arguments, message):
     with pytest.raises(InputError, match=message):
         spectrum(operator(SPECTRA["no outliers"]), **arguments)
+
+
+def test_few_short_runs_are_not_certain_to_miss_nothing():
+    # log(1.648 sqrt(1e6) / 1e-3) = 14.3 against runs * (2 steps - 1) * sqrt(0.02).
+    assert certain(10**6, 64, 1)
+    assert certain(10**6, 27, 2)
+    assert not certain(10**6, 25, 2)
+    assert not certain(10**6, 64, 0)
