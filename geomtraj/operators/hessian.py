@@ -28,9 +28,10 @@ class Hessian(SymmetricOperator):
     - "differences": central differences of gradients, for models without a second derivative. Relative error up to
       1e-7 in float64 and about 1e-4 in float32; of no use where the loss has kinks (ReLU, max-pooling).
 
-    "auto" begins with "kept" and, once that has taken a while, times the others on the first batch; it changes to
-    whichever was the quickest for as many products as have been made. All Hessians of one problem share what was
-    learnt. A way whose product with a random vector is not that of double backward is not chosen.
+    "auto" begins with "kept". Once products have taken long enough to pay for a trial, it times the others on the
+    first batch, a few products each, and changes to the quickest for as many products as have been made, preparation
+    included. All Hessians of one problem share what was learnt: `way` and `timings` tell it. A way whose product with
+    a random vector is not that of double backward is not chosen.
 
     Where memory runs short, graphs are dropped and batches are cut into parts, which changes nothing but the time.
 

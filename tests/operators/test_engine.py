@@ -1,6 +1,7 @@
 """Choosing a way, memory that does not suffice, and models that cannot be differentiated."""
 
 import gc
+import re
 import weakref
 
 import pytest
@@ -14,7 +15,7 @@ import geomtraj as gt
 from geomtraj.errors import ComputationError, InputError
 from geomtraj.operators import choice
 from geomtraj.operators.choice import Timing
-from geomtraj.operators.failures import is_out_of_memory
+from geomtraj.operators.failures import explained, is_out_of_memory
 from geomtraj.operators.ways import WAYS
 from geomtraj.operators.ways.kept import Kept
 from geomtraj.operators.ways.linearized import LinearizedForward
@@ -351,6 +352,21 @@ def test_an_in_place_trick_names_the_way_out():
     with pytest.raises(InputError, match=r"in place .*write x = x \+ y") as caught:
         gt.Hessian(problem) @ problem.theta()
     assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+@pytest.mark.parametrize(
+    ("raw", "sentence"),
+    [
+        (lambda: torch.ones(2, 2) @ torch.ones(2, 2).double(), "different number types .* convert the batches"),
+        (lambda: torch.ones(2, 2) @ torch.ones(2, 2, device="meta"), "different devices .* move the batches"),
+        (lambda: torch.ones(2, requires_grad=True).mul_(2), "in place"),
+    ],
+)
+def test_raw_errors_are_explained(raw, sentence):
+    with pytest.raises(RuntimeError) as caught:
+        raw()
+    assert re.search(sentence, str(explained(caught.value)))
+    assert explained(RuntimeError("something else")) is None
 
 
 # Nothing is left behind

@@ -19,6 +19,12 @@ def into_zeros(v):
     return [total / B]
 
 
+def into_ones(v):
+    total = torch.ones_like(v[0])
+    total.mul_(v[0])
+    return [total * A]
+
+
 def many_passes(v):
     x = v[0] * A * 2 - v[0] / B
     x = -(x.reshape(12) * A.reshape(12)).view(4, 3)
@@ -41,7 +47,7 @@ def split_in_place(v):
     return [first * A[:2] + second.copy_(first) * B[:2]]
 
 
-FUNCTIONS = [into_zeros, many_passes, transposed, broadcast, split_in_place]
+FUNCTIONS = [into_zeros, into_ones, many_passes, transposed, broadcast, split_in_place]
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)

@@ -1,7 +1,10 @@
 """Every way of multiplying by a Hessian on every case, against the dense matrix."""
 
+import shutil
+
 import pytest
 import torch
+from torch import nn
 from way_cases import LACKING, WAY_CASES
 
 import geomtraj as gt
@@ -75,6 +78,28 @@ def test_every_way_on_a_block(case, dense, way):
     vectors = torch.randn(len(rows), 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     part = gt.Hessian(case.problem, way=way).block(names)
     assert error(part @ vectors, dense[rows][:, rows] @ vectors) < TOLERANCE.get(way, 1e-10)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_the_compiled_way_gives_the_dense_hessian():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double(), torch.randn(5, 3).double()
+    problem = gt.Problem(model, lambda m, b: m(b).square().sum(1), [x])
+    vectors = torch.randn(problem.size, 2, dtype=torch.float64)
+    hessian = gt.Hessian(problem, way="compiled")
+    assert error(hessian @ vectors, gt.Hessian(problem, way="kept") @ vectors) < 1e-10
+    assert hessian.way == "compiled"
+
+
+def test_without_a_compiler_the_compiled_way_says_so(monkeypatch):
+    def broken(*args, **kwargs):
+        raise RuntimeError("no C++ compiler was found")
+
+    monkeypatch.setattr(torch, "compile", lambda program, **options: broken)
+    problem = WAY_CASES["mlp"]().problem
+    with pytest.raises(ComputationError, match=r"could not be compiled \(no C\+\+ compiler was found\)"):
+        gt.Hessian(problem, way="compiled") @ problem.theta()
 
 
 @pytest.mark.parametrize(("name", "way"), LACKING)
