@@ -31,7 +31,8 @@ _SENTENCES: list[tuple[str, type[GeomtrajError], str]] = [
         "the model uses an operation without a forward derivative ({first}): choose way='kept' or way='auto'.",
     ),
     (
-        r"[Ee]xpected all tensors to be on the same device|different devices?|is on cpu, but expected|not on the expected device",
+        r"[Ee]xpected all tensors to be on the same device|different devices?|is on cpu, but expected|"
+        r"not on the expected device",
         InputError,
         "the model and the batches are on different devices ({first}): move the batches to the model's device.",
     ),

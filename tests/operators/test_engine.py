@@ -358,7 +358,7 @@ def test_an_in_place_trick_names_the_way_out():
     ("raw", "sentence"),
     [
         (lambda: torch.ones(2, 2) @ torch.ones(2, 2).double(), "different number types .* convert the batches"),
-        (lambda: torch.ones(2, 2) @ torch.ones(2, 2, device="meta"), "different devices .* move the batches"),
+        (lambda: nn.Linear(2, 2)(torch.ones(2, 2, device="meta")), "different devices .* move the batches"),
         (lambda: torch.ones(2, requires_grad=True).mul_(2), "in place"),
     ],
 )
