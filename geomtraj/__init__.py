@@ -3,8 +3,9 @@
 from geomtraj._version import __version__
 from geomtraj.contrast import Table, contrast
 from geomtraj.diagonal import Diagonal, diagonal
+from geomtraj.distributed import shard
 from geomtraj.errors import ComputationError, GeomtrajError, InputError, TrajectoryError
-from geomtraj.linalg import Eigenpairs, Estimate, SpectralDensity, eigsh, spectral_density, trace
+from geomtraj.linalg import Eigenpairs, Estimate, SpectralDensity, Spectrum, eigsh, spectral_density, spectrum, trace
 from geomtraj.measuring import Measurement, Results, measure
 from geomtraj.operators import GGN, Hessian, MatrixOperator, Preconditioned
 from geomtraj.problem import Problem
@@ -32,6 +33,7 @@ __all__ = [
     "Recorder",
     "Results",
     "SpectralDensity",
+    "Spectrum",
     "Statistic",
     "Table",
     "Trajectory",
@@ -47,6 +49,8 @@ __all__ = [
     "measure",
     "r_med",
     "report",
+    "shard",
     "spectral_density",
+    "spectrum",
     "trace",
 ]

@@ -44,6 +44,9 @@ def measured(problem):
         "weights": density.weights,
         "trace": torch.tensor(gt.trace(operator, probes=4, seed=3).value),
         "xdiag": gt.diagonal(operator, "xdiag", samples=16, seed=4).values,
+        "probing": gt.diagonal(problem, "probing", samples=8, seed=5).values,
+        "exact": gt.diagonal(problem, "exact").values,
+        "r_med": torch.tensor([r.value for r in gt.r_med(problem, samples=8, seed=6).values()]).double(),
         "total weight": torch.tensor(problem.total_weight),
         "examples": torch.tensor(problem.examples),
     }
@@ -69,6 +72,29 @@ def equal(rank, size, folder):
         if rank == 0:  # without group= it asks nobody
             report[name]["alone"] = gt.Problem(case.problem.model, case.problem._loss, case.problem.batches).loss()
     return report
+
+
+def trajectory_of(case, folder):
+    """Three iterates of a case."""
+    optimizer = torch.optim.SGD(case.problem.model.parameters(), lr=0.1)
+    with gt.Recorder(folder, case.problem.model, optimizer, schedule=gt.every(1)):
+        for _ in range(2):
+            case.problem.gradient()
+            optimizer.step()
+    return folder
+
+
+def recorded(rank, size, folder):
+    """A trajectory measured together: one process writes, all have the results."""
+    case = CASES["gpt"]()
+    problem = shared(case)
+    path = problem.on_ranks(lambda: trajectory_of(case, folder / "run") if rank == 0 else folder / "run")[0]
+    results = gt.measure(path, problem, ["trace"], progress=False)
+    again = gt.measure(path, problem, ["trace"], progress=False)
+    return [
+        {(m.step, m.statistic): {label: q.value for label, q in m.quantities.items()} for m in r.measurements}
+        for r in (results, again)
+    ]
 
 
 def said(action, then=lambda: None):
@@ -204,6 +230,7 @@ def other_vectors(rank, size, folder):
 SCENARIOS = {
     "equal 2": (equal, 2, 60),
     "equal 3": (equal, 3, 60),
+    "recorded": (recorded, 2, 60),
     "refused": (refused, 2, 60),
     "killed": (killed, 4, 120),
     "raised": (raised, 2, 60),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from distributed_worker import CASE_NAMES, SCENARIOS, facts, measured
+from distributed_worker import CASE_NAMES, SCENARIOS, facts, measured, trajectory_of
 from models import CASES
 from torch.utils.data import DataLoader
 
@@ -48,8 +48,8 @@ def test_every_process_has_the_numbers_of_one_process_with_all_batches(reports, 
     mine = [report[name] for report in returned]
     for key, value in expected.items():
         for report in mine:
-            assert torch.allclose(report["numbers"][key], value, rtol=1e-8, atol=1e-10), key
-            assert torch.equal(report["numbers"][key], mine[0]["numbers"][key]), key  # to the bit, on each process
+            assert torch.allclose(report["numbers"][key], value, rtol=1e-8, atol=1e-10, equal_nan=True), key
+            assert torch.equal(report["numbers"][key].nan_to_num(), mine[0]["numbers"][key].nan_to_num()), key  # to the bit, on each process
     assert all(report["facts"] == facts(problem) for report in mine)
     assert torch.equal(mine[0]["alone"], expected["loss"])
     assert mine[0]["ranks"] == list(range(len(mine)))
@@ -85,6 +85,18 @@ def test_what_differs_between_processes_is_refused_and_the_group_goes_on(reports
         assert torch.equal(loss, zero["loss"]) and names[0] == "position"  # the model inside the wrapper
         assert report["parameters"].startswith("InputError: 'out.bias' of the model differs between process 0 and proc")
         assert report["moved"].startswith("ComputationError: processes 0 and 1 of 2 are out of step")
+
+
+@gloo
+def test_a_trajectory_is_measured_together_and_written_by_one(reports, tmp_path):
+    returned, logs, codes = reports["recorded"]
+    assert codes == [0, 0], logs
+    (first, again), other = returned
+    assert len(first) == 6 and first == again and other == [first, again]
+    case = CASES["gpt"]()
+    alone = gt.measure(trajectory_of(case, tmp_path / "run"), case.problem, ["trace"], progress=False)
+    for m in alone.measurements:
+        assert {label: q.value for label, q in m.quantities.items()} == pytest.approx(first[m.step, m.statistic])
 
 
 @gloo

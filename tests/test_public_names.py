@@ -9,6 +9,8 @@ SIGNATURES = {
     "Preconditioned": "operator, scale",
     "eigsh": "H, k=10, which='LA', tol=0.0001, seed=0",
     "spectral_density": "H, steps=64, probes=4, seed=0",
+    "spectrum": "H, steps=64, probes=4, k=10, which='BE', tol=0.001, seed=0",
+    "shard": "batches, group",
     "trace": "H, probes=32, seed=0",
     "diagonal": "problem, method='auto', samples=64, seed=0, theta=None",
     "r_med": "problem, method='auto', seed=0, theta=None",

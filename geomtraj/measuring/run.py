@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, as_completed
 from contextlib import closing
 from functools import lru_cache
@@ -49,7 +49,8 @@ def measure(
 
     What is stored already for the same problem, statistic and settings is not measured again, so a measurement that
     was stopped goes on where it was. The loss is always measured, since pairing at equal loss needs it. An iterate
-    that is damaged, or where the loss is not finite, gives results with a reason in place of numbers.
+    that is damaged, or where the loss is not finite, gives results with a reason in place of numbers. Where several
+    processes share the problem's batches, each makes this call, and the first of them reads and writes.
 
     Args:
         trajectory: The recorded trajectory, or its folder.
@@ -74,6 +75,36 @@ def measure(
     fingerprint = problem.fingerprint()
     keys = {s.name: key(s.name, s.settings(), fingerprint) for s in chosen}
 
+    found, missing = problem.on_ranks(lambda: _looked_up(trajectory, chosen, keys, resume))[0]
+    bar = tqdm(
+        total=sum(len(s) for _, s in missing),
+        desc=f"measure {trajectory.path.name}",
+        unit="result",
+        disable=not (progress and missing and problem.rank == 0),
+    )
+    with bar, closing(_measured(trajectory, problem, missing, executor)) as stream:
+        for measurement in stream:
+            if measurement.made:  # nothing was made of an unreadable iterate
+                path = result_path(trajectory.path, measurement.step, keys[measurement.statistic])
+                _by_the_first(problem, lambda path=path, m=measurement: write_measurement(path, m))  # type: ignore[misc]
+            found.append(measurement)
+            bar.set_postfix_str(f"step {measurement.step}, {measurement.statistic}")
+            bar.update()
+
+    summary = {"problem": fingerprint, "keys": list(keys.values())}
+    _by_the_first(problem, lambda: write_json(trajectory.path / SUMMARY, summary))
+    return Results(trajectory.path, trajectory.manifest, found, trajectory.log)
+
+
+def _by_the_first(problem: Problem, write: Callable[[], None]) -> None:
+    """Let one process write; that it could not is an error on all."""
+    problem.on_ranks(lambda: write() if problem.rank == 0 else None)
+
+
+def _looked_up(
+    trajectory: Trajectory, chosen: list[Statistic], keys: dict[str, str], resume: bool
+) -> tuple[list[Measurement], list[tuple[int, list[Statistic]]]]:
+    """What is stored already, and by iterate what is not."""
     found: list[Measurement] = []
     missing: list[tuple[int, list[Statistic]]] = []
     for step in trajectory.steps:
@@ -82,25 +113,7 @@ def measure(
         found += stored.values()
         if len(stored) < len(chosen):
             missing.append((step, [s for s in chosen if s not in stored]))
-
-    bar = tqdm(
-        total=sum(len(s) for _, s in missing),
-        desc=f"measure {trajectory.path.name}",
-        unit="result",
-        disable=not (progress and missing),
-    )
-    with bar, closing(_measured(trajectory, problem, missing, executor)) as stream:
-        for measurement in stream:
-            if measurement.made:  # nothing was made of an unreadable iterate
-                write_measurement(
-                    result_path(trajectory.path, measurement.step, keys[measurement.statistic]), measurement
-                )
-            found.append(measurement)
-            bar.set_postfix_str(f"step {measurement.step}, {measurement.statistic}")
-            bar.update()
-
-    write_json(trajectory.path / SUMMARY, {"problem": fingerprint, "keys": list(keys.values())})
-    return Results(trajectory.path, trajectory.manifest, found, trajectory.log)
+    return found, missing
 
 
 def _stored(path: Path) -> Measurement | None:
