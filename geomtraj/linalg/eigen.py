@@ -66,11 +66,10 @@ def eigsh(
     gone from the complement, so that takes few products. An operator with P no larger than the search space is made
     dense instead.
 
-    Measured with 20 outliers above a bulk, P = 2000, k = 10: "LA" 34 products, 8 to 10 of them the check (ARPACK, which
-    checks nothing, 31; with 40 vectors as here, 41). At nearby iterates of small networks (64-64-64-10 on digits;
-    a two-layer GPT, P = 67,776), k = 10, tol = 1e-3, 1 or 5 steps apart: 34 to 49 products cold, 31 to 48 with `start`,
-    7 % fewer on average: a cold search is short already. Beginning with all earlier vectors as a block took more, not
-    fewer.
+    Measured by `benchmarks/eigsh.py`: with 20 outliers above a bulk, P = 2000, k = 10, "LA" 33 or 34 products with the
+    check (ARPACK, which checks nothing, 29; with 40 vectors as here, 41). At the next iterates of a digits network and of
+    a two-layer GPT, 1 to 20 steps on, tol = 1e-3: 31 to 63 products cold, 27 to 50 with `start`, 6 to 17 % fewer on
+    average: a cold search is short already. Beginning with all earlier vectors as a block took more, not fewer.
 
     Args:
         H: The operator.
