@@ -67,8 +67,8 @@ def eigsh(
     dense instead.
 
     Measured by `benchmarks/eigsh.py`: with 20 outliers above a bulk, P = 2000, k = 10, "LA" 33 or 34 products with the
-    check (ARPACK, which checks nothing, 29; with 40 vectors as here, 41). At the next iterates of a digits network and of
-    a two-layer GPT, 1 to 20 steps on, tol = 1e-3: 31 to 63 products cold, 27 to 50 with `start`, 6 to 17 % fewer on
+    check (ARPACK, which checks nothing, 29; with 40 vectors as here, 41). At iterates of a digits network and of a
+    two-layer GPT, 1 to 20 steps apart, tol = 1e-3: 31 to 63 products cold, 27 to 50 with `start`, 6 to 17 % fewer on
     average: a cold search is short already. Beginning with all earlier vectors as a block took more, not fewer.
 
     Args:
