@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -196,6 +197,7 @@ class Engine:
         else:
             self._parts.halve(shortage)
         self._full = True
+        gc.collect()
         if self._problem.device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -13,12 +13,19 @@ from geomtraj.errors import ComputationError
 from geomtraj.layout import Layout
 from geomtraj.operators.batch_loss import BatchLoss
 from geomtraj.operators.choice import History
+from geomtraj.operators.failures import is_out_of_memory
 from geomtraj.operators.memory import SavedBytes, available_bytes
 from geomtraj.problem import Problem
 from geomtraj.slicing import sliced, tensors_of
 
 WORK = 2.0  # bytes that a product needs over those that its graph holds
 SAME = 1e4  # roundings by which a batch's loss may differ from the sum over its parts
+
+
+_UNCUT = (
+    "batch {i} with {n} examples does not fit into memory and cannot be cut {what} (not all its tensors have the "
+    "examples first, or they depend on each other): pass smaller batches."
+)
 
 
 class Parts:
@@ -46,11 +53,13 @@ class Parts:
         """Halves the parts after a product did not fit into memory.
 
         Raises:
-            ComputationError: They hold a single example already.
+            ComputationError: They hold a single example already, or cannot be cut.
         """
         i, batch = self._latest
-        with self._problem.session():
-            size = min(self._count(batch), self._known.largest or 2**62)
+        n = _examples(batch)
+        if n is None:
+            raise ComputationError(_UNCUT.format(i=i, n="its", what="into parts"))
+        size = min(n, self._known.largest or n)
         if size <= 1:
             free = available_bytes(self._problem.device) / 2**30
             raise ComputationError(
@@ -63,32 +72,37 @@ class Parts:
     def _cut(self, i: int, batch: Any) -> list[Any]:
         largest = self._known.largest
         self._latest = (i, batch)
-        if largest is None or (n := self._count(batch)) <= largest:
+        n = None if largest is None else _examples(batch)
+        if largest is None or (n is not None and n <= largest):
             return [batch]
-        parts = sliced(batch, n, largest) if {t.shape[0] if t.dim() else 0 for t in tensors_of(batch)} == {n} else []
+        parts = sliced(batch, n, largest) if n is not None else []
         if not parts or not self._adds_up(batch, parts):
-            raise ComputationError(
-                f"batch {i} with {n} examples does not fit into memory and cannot be cut into parts of {largest} "
-                "(not all its tensors have the examples first, or they depend on each other): pass smaller batches."
-            )
+            raise ComputationError(_UNCUT.format(i=i, n=n, what=f"into parts of {largest}"))
         return parts
 
-    def _count(self, batch: Any) -> int:
-        with torch.no_grad():
-            return len(self._problem.losses(self._parameters, batch)[0])
-
     def _adds_up(self, batch: Any, parts: list[Any]) -> bool:
+        """Whether the loss sum of the batch is that of its parts, so that the examples do not depend on each other."""
+        try:
+            return self._same(batch, parts)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        # Not even the losses of the whole batch fit: one part and its halves tell as well.
+        n = _examples(parts[0])
+        return n == 1 or n is None or self._same(parts[0], sliced(parts[0], n, math.ceil(n / 2)))
+
+    def _same(self, batch: Any, parts: list[Any]) -> bool:
         with torch.no_grad():
             whole = self._problem.batch_sum(self._parameters, batch)
-            pieces = [self._problem.batch_sum(self._parameters, part) for part in parts]
-        tolerance = SAME * torch.finfo(whole.dtype).eps * float(sum(p.abs() for p in pieces))
-        return bool((whole - sum(pieces)).abs() <= tolerance)
+            pieces = torch.stack([self._problem.batch_sum(self._parameters, part) for part in parts])
+        tolerance = SAME * torch.finfo(whole.dtype).eps * pieces.abs().sum()
+        return bool((whole - pieces.sum()).abs() <= tolerance)
 
     def _estimate(self, batch: Any) -> None:
         """Foresees from one and two examples how many fit; says nothing where the batch cannot be cut."""
         self._known.bytes_per_example = (0.0, 0.0)
-        sizes = {t.shape[0] if t.dim() else 0 for t in tensors_of(batch)}
-        if len(sizes) != 1 or (n := sizes.pop()) < 3:
+        n = _examples(batch)
+        if n is None or n < 3:
             return
         try:
             one, two = (self._graph_bytes(sliced(batch, n, k)[0]) for k in (1, 2))
@@ -106,3 +120,9 @@ class Parts:
         with loss.evaluation(leaves), SavedBytes() as saved:
             loss.gradient(leaves, twice=True)
         return saved.total
+
+
+def _examples(batch: Any) -> int | None:
+    """Number of examples where every tensor of the batch has as many on its first axis; None where they differ."""
+    sizes = {t.shape[0] if t.dim() else 0 for t in tensors_of(batch)}
+    return sizes.pop() if len(sizes) == 1 else None

@@ -2,6 +2,8 @@
 
 import gc
 import re
+import subprocess
+import sys
 import weakref
 
 import pytest
@@ -279,6 +281,37 @@ def test_what_is_remembered_goes_with_the_problem():
     del case
     gc.collect()
     assert known() is None
+
+
+LIMITED = """
+import resource
+import psutil
+import torch
+import geomtraj as gt
+from torch import nn
+from torch.nn import functional as F
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(100, 500), nn.Tanh(), nn.Linear(500, 500), nn.Tanh(), nn.Linear(500, 10))
+batch = torch.randn(10000, 100), torch.randint(0, 10, (10000,))
+problem = gt.Problem(model, lambda m, b: F.cross_entropy(m(b[0]), b[1], reduction="none"), [batch])
+vector = torch.randn(problem.size)
+expected = gt.Hessian(problem, way="fresh") @ vector
+again = gt.Problem(model, lambda m, b: F.cross_entropy(m(b[0]), b[1], reduction="none"), [batch])
+limit = psutil.Process().memory_info().vms + 80 * 2**20  # a graph of the whole batch holds about 160 MiB
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+hessian = gt.Hessian(again)
+error = (hessian @ vector - expected).norm() / expected.norm()
+largest = hessian._engine.history.largest
+assert error < 1e-5 and largest is not None and largest < 10000, (error, largest)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits its own address space as Linux does")
+def test_a_process_that_may_not_allocate_more_gets_through():
+    subprocess.run([sys.executable, "-c", LIMITED], check=True, timeout=100)
 
 
 def test_memory_errors_are_told_from_others():
