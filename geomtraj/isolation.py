@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
+import torch.utils.checkpoint
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -78,6 +82,31 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
             yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Compiled parts run as plain ones: nothing can be differentiated twice through a compiled graph."""
+    if "torch._dynamo" not in sys.modules:  # nothing can have been compiled, and the import takes a second
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@contextmanager
+def without_checkpoints() -> Iterator[None]:
+    """Checkpointed blocks run as plain ones, which keep what their backward pass needs.
+
+    A block that is computed once more in the backward pass would be computed without what is watched or changed in the
+    forward pass. Blocks checkpointed with `use_reentrant=True` are not reached; they have no second derivative.
+    """
+
+    def plain(*_args: Any, **_kwargs: Any) -> Iterator[None]:
+        yield
+
+    with patch.object(torch.utils.checkpoint, "_checkpoint_without_reentrant_generator", plain):
+        yield
 
 
 @contextmanager

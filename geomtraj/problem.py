@@ -10,11 +10,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.stateless import _reparametrize_module
 
 from geomtraj.distributed import Ranks, digest
-from geomtraj.errors import ComputationError, InputError
-from geomtraj.isolation import exact_arithmetic, preserved_model, preserved_rng, twice_differentiable, unwrap
-from geomtraj.layout import Layout
+from geomtraj.errors import ComputationError, GeomtrajError, InputError
+from geomtraj.failures import explained
+from geomtraj.inputs import checked_batches, checked_losses, digest_of, selected
+from geomtraj.isolation import (
+    exact_arithmetic,
+    preserved_model,
+    preserved_rng,
+    twice_differentiable,
+    uncompiled,
+    unwrap,
+)
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -91,8 +100,8 @@ class Problem:
             )
         self.mode = mode
         self._loss = loss
-        self._batches = _checked_batches(batches, may_be_empty=self._ranks is not None)
-        self.layout = _select(self.model, params)
+        self._batches = checked_batches(batches, may_be_empty=self._ranks is not None)
+        self.layout = selected(self.model, params)
         self._caller = _Caller(self.model, loss)
         first = next(iter(self._parameters().values()))
         self.dtype, self.device = first.dtype, first.device
@@ -131,7 +140,7 @@ class Problem:
             raise ComputationError(_UNREACHED)
         parameters = leaves(self.layout.unflatten(self.checked(theta)))
         total = torch.zeros(self.size, dtype=self.dtype, device=self.device)
-        with self.session():
+        with self.session(), self.holding(parameters):
             for batch in self._batches:
                 value = self.batch_sum(parameters, batch)
                 if not value.requires_grad:
@@ -188,10 +197,17 @@ class Problem:
             stack.enter_context(preserved_rng([own_generator] if isinstance(own_generator, torch.Generator) else []))
             stack.enter_context(preserved_model(self.model, self.mode == "train"))
             stack.enter_context(exact_arithmetic())
+            stack.enter_context(uncompiled())
             stack.enter_context(twice_differentiable(self.model))
             stack.enter_context(torch.enable_grad())
             if self._ranks is not None:
                 stack.enter_context(self._ranks.errors_noted())
+            yield
+
+    @contextmanager
+    def holding(self, parameters: Mapping[str, Tensor]) -> Iterator[None]:
+        """The model holds these values: in backward passes too, where checkpointed blocks are computed once more."""
+        with _reparametrize_module(self.model, dict(parameters), tie_weights=True):
             yield
 
     def losses(self, parameters: Mapping[str, Tensor], batch: Any) -> tuple[Tensor, Tensor | None]:
@@ -204,7 +220,7 @@ class Problem:
         """
         stand_in = {f"model.{name}": p.detach() for name, p in self.model.named_parameters()}
         stand_in |= {f"model.{name}": value for name, value in parameters.items()}
-        return _checked_losses(torch.func.functional_call(self._caller, stand_in, (batch,)))
+        return checked_losses(torch.func.functional_call(self._caller, stand_in, (batch,)))
 
     def batch_sum(self, parameters: Mapping[str, Tensor], batch: Any) -> Tensor:
         """sum(w * losses) of one batch, 0-d; L is the sum of these over `total_weight`. Call it inside `session()`."""
@@ -259,9 +275,17 @@ class Problem:
     def _probe(self) -> _Part:
         """Two passes over the batches of this process: they must agree; what they tell is handed on."""
         parameters = leaves(self._parameters())
-        with self.session():
-            first = [self._summary(parameters, batch) for batch in self._batches]
-            second = [self._summary(parameters, batch) for batch in self._batches]
+        try:
+            with self.session():
+                first = [self._summary(parameters, batch) for batch in self._batches]
+                second = [self._summary(parameters, batch) for batch in self._batches]
+        except GeomtrajError:
+            raise
+        except RuntimeError as error:
+            better = explained(error)
+            if better is None:
+                raise
+            raise better from error
         tolerance = 1e3 * torch.finfo(self.dtype).eps
         same = len(first) == len(second) and all(a.agrees(b, tolerance) for a, b in zip(first, second, strict=True))
         if not same:
@@ -322,7 +346,7 @@ class Problem:
             grads = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
             reached = {name for name, grad in zip(parameters, grads, strict=True) if grad is not None}
         weight = float(losses.numel() if weights is None else weights.double().sum())
-        return _BatchSummary(losses.detach().double().cpu(), weight, _digest(batch), reached)
+        return _BatchSummary(losses.detach().double().cpu(), weight, digest_of(batch), reached)
 
     def _culprit(self, first: list[_BatchSummary], second: list[_BatchSummary]) -> str:
         opening = "two passes over the batches disagree"
@@ -396,106 +420,3 @@ _UNREACHED = (
 def leaves(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same values as fresh leaf tensors that require gradients."""
     return {name: p.detach().requires_grad_() for name, p in parameters.items()}
-
-
-def _checked_batches(batches: Any, may_be_empty: bool) -> Iterable[Any]:
-    if isinstance(batches, (Mapping, str, bytes)) or not hasattr(batches, "__iter__"):
-        raise InputError(
-            f"batches is a single {type(batches).__name__}: pass a list of batches, [batch] if there is only one."
-        )
-    if isinstance(batches, Iterator):
-        raise InputError("batches is a one-shot iterator, and every product needs another pass: pass list(batches).")
-    if hasattr(batches, "__len__") and len(batches) == 0 and not may_be_empty:
-        raise InputError("batches is empty: pass at least one batch.")
-    return batches
-
-
-def _select(model: nn.Module, params: str | Iterable[str] | None) -> Layout:
-    canonical = {id(p): name for name, p in model.named_parameters()}
-    everything = dict(model.named_parameters())
-    aliases = {
-        name: canonical[id(p)] for name, p in model.named_parameters(remove_duplicate=False) if canonical[id(p)] != name
-    }
-    if not everything:
-        raise InputError(f"the model {type(model).__name__} has no parameters.")
-    if params is None:
-        names = [name for name, p in everything.items() if p.requires_grad]
-        if not names:
-            raise InputError(
-                "no parameter requires a gradient: call requires_grad_(True) on those that are to be measured."
-            )
-    else:
-        chosen = Layout({name: p.shape for name, p in everything.items()}, aliases).select(params)
-        names = [name for name in chosen if everything[name].requires_grad]
-        if not names:
-            raise InputError(
-                f"params selects only frozen parameters ({', '.join(chosen[:3])}): call requires_grad_(True) on them."
-            )
-    dtypes = {everything[name].dtype for name in names}
-    devices = {everything[name].device for name in names}
-    for name in names:
-        dtype = everything[name].dtype
-        if dtype not in (torch.float32, torch.float64):
-            raise InputError(
-                f"parameter {name!r} is {dtype}: curvature is measured in float32 or float64; convert a copy of the "
-                "model with .float() or .double(), or leave it out by params=."
-            )
-    if len(dtypes) > 1 or len(devices) > 1:
-        raise InputError(
-            f"the selected parameters are spread over {sorted(map(str, dtypes | devices))}: bring them to one, "
-            "or select some of them by params=."
-        )
-    kept = set(names)
-    return Layout({n: everything[n].shape for n in names}, {a: n for a, n in aliases.items() if n in kept})
-
-
-def _checked_losses(result: Any) -> tuple[Tensor, Tensor | None]:
-    losses, weights = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
-    if not isinstance(losses, Tensor):
-        raise InputError(
-            f"loss(model, batch) returned {type(result).__name__}: return a tensor of losses, or (losses, weights)."
-        )
-    if losses.dim() == 0:
-        raise InputError(
-            "the loss is a single number (0-d): return one loss per example, unreduced, for instance with "
-            "reduction='none', so that batches of different sizes are averaged exactly."
-        )
-    if not losses.is_floating_point():
-        raise InputError(f"the losses are {losses.dtype}: return real floating-point numbers.")
-    if weights is None:
-        return losses, None
-    if not isinstance(weights, Tensor):
-        raise InputError(f"the weights are {type(weights).__name__}: return (losses, weights), both tensors.")
-    if weights.requires_grad:
-        raise InputError("the weights depend on the parameters: detach them, or make them part of the losses.")
-    if weights.shape != losses.shape[: weights.dim()]:
-        raise InputError(
-            f"the weights have shape {tuple(weights.shape)}, the losses {tuple(losses.shape)}: give the same shape, "
-            "or one weight for each entry of its leading axes."
-        )
-    weights = weights.to(losses.dtype).reshape(*weights.shape, *[1] * (losses.dim() - weights.dim()))
-    return losses, weights.expand_as(losses)
-
-
-def _digest(batch: Any) -> str:
-    """A hash of the tensors and plain values in a batch of any nesting."""
-    sha = hashlib.sha256()
-
-    def add(item: Any) -> None:
-        if isinstance(item, Tensor):
-            sha.update(f"{item.dtype}{tuple(item.shape)}".encode())
-            sha.update(
-                item.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes() if item.numel() else b""
-            )
-        elif isinstance(item, Mapping) or hasattr(item, "items"):
-            for key, value in item.items():
-                sha.update(str(key).encode())
-                add(value)
-        elif isinstance(item, (list, tuple)):
-            for value in item:
-                add(value)
-        elif isinstance(item, (str, int, float, bool, bytes, type(None))):
-            sha.update(repr(item).encode())
-
-    add(batch)
-    return sha.hexdigest()

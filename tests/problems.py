@@ -8,6 +8,7 @@ import torch
 from models import CASES, cross_entropy, split
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import geomtraj as gt
 
@@ -201,11 +202,30 @@ def weighted_dicts() -> gt.Problem:
     return gt.Problem(model, lambda m, b: ((m(b["x"]) - b["y"]).square().sum(2), b["w"]), batches)
 
 
+class Checkpointed(nn.Module):
+    """A block that is computed once more in the backward pass, and one that torch compiled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3), nn.Tanh())
+        self.outer = nn.Sequential(nn.Linear(3, 4), nn.Tanh())
+        self.compiled = torch.compile(self.outer, backend="eager")
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.compiled(checkpoint(self.inner, x, use_reentrant=False)))
+
+
+def checkpointed_and_compiled() -> gt.Problem:
+    return classification(Checkpointed(), 3)
+
+
 PROBLEMS: dict[str, Callable[[], gt.Problem]] = {
     **{name: from_cases(name) for name in CASES},
     **{f.__name__: f for f in (
         tanh_mlp, relu_mlp, grouped_cnn, conv1d_and_transposed, conv3d_and_transposed2d, shared_module,
         functional_transformer, encoder_layer, cross_attention, flattened_positions, strange_uses, weighted_dicts,
+        checkpointed_and_compiled,
     )},
 }  # fmt: skip
 

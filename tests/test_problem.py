@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from models import CASES, TinyGPT, split
+from problems import PROBLEMS
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -248,3 +249,39 @@ def test_tiny_gpt_in_float32_is_close_to_float64():
     product = gt.Hessian(single) @ vector
     double = gt.Problem(model.double(), token_losses, [tokens])
     assert torch.allclose(product.double(), gt.Hessian(double) @ vector.double(), rtol=1e-3, atol=1e-4)
+
+
+def test_a_checkpointed_model_has_the_gradient_of_the_theta_asked_for():
+    """Its blocks are computed once more in the backward pass, when the model holds other parameters again."""
+    torch.manual_seed(0)
+    problem = PROBLEMS["checkpointed_and_compiled"]()
+    theta = problem.theta() + 0.1
+    step = 1e-6 * torch.randn(problem.size).double()
+    change = (problem.loss(theta + step) - problem.loss(theta - step)) / 2
+    assert torch.isclose(problem.gradient(theta) @ step, change, rtol=1e-6)
+
+
+class InPlace(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+
+    def forward(self, x):
+        y = (x * self.weight).exp()
+        y += 1
+        return y
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "message"),
+    [
+        (InPlace(), torch.ones(2, 3), "changes a tensor in place that its derivative needs .*: write x = x \\+ y"),
+        (nn.Linear(3, 3), torch.ones(2, 3).double(), "different number types .*: convert the batches to the model's"),
+        (nn.Linear(3, 3).to("meta"), torch.ones(2, 3), "different devices .*: move the batches to the model's device"),
+    ],
+    ids=["in place", "dtype", "device"],
+)
+def test_what_torch_refuses_is_said_in_one_sentence(model, x, message):
+    with pytest.raises(gt.errors.InputError, match=message) as raised:
+        gt.Problem(model, lambda m, b: m(b).square().sum(1), [x])
+    assert isinstance(raised.value.__cause__, RuntimeError)

@@ -18,6 +18,7 @@ from geomtraj.diagonal.sites.one_hot import by_entries, by_units, by_values
 from geomtraj.diagonal.sites.sited_graph import SitedGraph
 from geomtraj.diagonal.sites.sums import Tally
 from geomtraj.errors import InputError
+from geomtraj.isolation import without_checkpoints
 from geomtraj.operators.hessian import Hessian
 from geomtraj.problem import Problem
 
@@ -57,7 +58,7 @@ def exact_sites(problem: Problem, theta: Tensor | None = None, *, max_seconds: f
     products = examples = 0
     try:
         refuse_batch_statistics(problem)
-        with problem.session():
+        with problem.session(), without_checkpoints():
             for _, graph, numbers in sound_graphs(problem, parameters, elsewhere):
                 work = _plan(graph, tally)
                 if not examples:

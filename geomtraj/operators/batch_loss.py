@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.stateless import _reparametrize_module
 
 from geomtraj.layout import Layout
 from geomtraj.problem import Problem
@@ -53,8 +51,7 @@ class BatchLoss:
         held = self._at(self.values if tensors is None else tensors)
         with ExitStack() as stack:
             stack.enter_context(self.problem.session())
-            stack.enter_context(_uncompiled())
-            stack.enter_context(_reparametrize_module(self.problem.model, held, tie_weights=True))
+            stack.enter_context(self.problem.holding(held))
             yield
 
     def rows(self, vectors: Tensor) -> list[Tensor]:
@@ -63,13 +60,3 @@ class BatchLoss:
 
     def _at(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
         return {**self._parameters, **dict(zip(self.layout, tensors, strict=True))}
-
-
-@contextmanager
-def _uncompiled() -> Iterator[None]:
-    """Compiled parts run as plain ones: nothing can be differentiated twice through a compiled graph."""
-    if "torch._dynamo" not in sys.modules:  # nothing can have been compiled, and the import takes a second
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
-        yield

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from geomtraj.errors import GeomtrajError, unknown_name
+from geomtraj.failures import explained, is_out_of_memory
 from geomtraj.layout import Layout
 from geomtraj.operators import choice
 from geomtraj.operators.batch_loss import BatchLoss
-from geomtraj.operators.failures import check_functions, explained, is_out_of_memory
 from geomtraj.operators.memory import available_bytes
+from geomtraj.operators.once_differentiable import check_functions
 from geomtraj.operators.parts import Parts
 from geomtraj.operators.ways import WAYS, Way
 from geomtraj.problem import Problem
@@ -176,7 +177,9 @@ class Engine:
     def _try(self, names: list[str], width: int) -> None:
         room = KEEP_FRACTION * available_bytes(self._problem.device)
         with self._problem.session():
-            _, part = next(iter(self._parts))
+            part = next((part for _, part in self._parts), None)
+            if part is None:  # this process has no batches
+                return
             loss = BatchLoss(self._problem, self._parameters, self._layout, part)
             try:
                 choice.try_ways(names, loss, width, room, self.history)

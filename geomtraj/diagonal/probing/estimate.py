@@ -11,6 +11,7 @@ from geomtraj.diagonal.probing.batch_prober import BatchProber, Settings
 from geomtraj.diagonal.probing.parameter_probes import probe_parameters
 from geomtraj.diagonal.sites.batches import refuse_batch_statistics, sound_graphs
 from geomtraj.diagonal.sites.sums import Tally
+from geomtraj.isolation import without_checkpoints
 from geomtraj.linalg.chunks import at_least
 from geomtraj.problem import Problem
 
@@ -86,7 +87,7 @@ def probing(problem: Problem, samples: int = 64, seed: int = 0, theta: Tensor | 
     settings = Settings(samples, seed, problem.examples)
     elsewhere: dict[str, str] = {}
     products = batches = 0
-    with problem.session():
+    with problem.session(), without_checkpoints():
         for batch, graph, numbers in sound_graphs(problem, parameters, elsewhere):
             BatchProber(graph, tally, numbers, settings).run()
             products += graph.products

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import torch
 
 from geomtraj.errors import ComputationError, GeomtrajError, InputError
-from geomtraj.operators.batch_loss import BatchLoss
 
 _SENTENCES: list[tuple[str, type[GeomtrajError], str]] = [
     (
@@ -52,34 +50,6 @@ def explained(error: BaseException) -> GeomtrajError | None:
         if re.search(pattern, text):
             return kind(sentence.format(first=first))
     return None
-
-
-def check_functions(loss: BatchLoss) -> None:
-    """Looks through the loss's graph for custom functions marked `once_differentiable`.
-
-    torch itself raises only where the gradient that comes in depends on the parameters, and otherwise takes the second
-    derivative to be zero.
-
-    Raises:
-        ComputationError: There is one.
-    """
-    leaves = [value.detach().requires_grad_() for value in loss.values]
-    with loss.evaluation(leaves):
-        nodes, seen = [loss(leaves).grad_fn], set()
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        nodes += [following for following, _ in node.next_functions]
-        function: Any = getattr(node, "_forward_cls", None)
-        code = getattr(getattr(function, "backward", None), "__code__", None)
-        if code is not None and code.co_filename == torch.autograd.function.__file__ and code.co_name == "wrapper":
-            raise ComputationError(
-                f"the model uses {function.__name__}, which is marked once_differentiable and so has no second "
-                "derivative: replace it by plain torch operations, or pass way='differences' to gt.Hessian for finite "
-                "differences of gradients."
-            )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
