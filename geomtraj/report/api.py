@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from geomtraj.contrast.pairing import check_groups
-from geomtraj.errors import InputError, TrajectoryError
+from geomtraj.errors import InputError
 from geomtraj.measuring.results import Results
 from geomtraj.report import runs
 from geomtraj.report.figures import FIGURES
+from geomtraj.report.files import check_writable, write, write_drawing
 from geomtraj.report.material import Drawing, LeftOut, gather, listed
 from geomtraj.report.page import contrast_file, page
-from geomtraj.report.style import plain_style, saved
-from geomtraj.trajectory.files import write_bytes
+from geomtraj.report.style import plain_style
 
 
 def report(
@@ -51,7 +51,7 @@ def report(
     path = Path(path)
     if path.is_dir():
         raise InputError(f"{path} is a folder: name the file of the page, such as {path / 'report.html'}.")
-    _check_writable(path)
+    check_writable(path)
 
     material = gather(checked, levels)
     drawings: list[tuple[Drawing, bytes]] = []
@@ -62,31 +62,11 @@ def report(
             if isinstance(drawing, LeftOut):
                 left_out.append(drawing.reason)
                 continue
-            svg = saved(drawing.figure, "svg")
-            drawing.figure.set_layout_engine("none")  # the places found stay; finding them again takes seconds
-            _write(path.parent / "figures" / f"{drawing.name}.svg", svg)
-            _write(path.parent / "figures" / f"{drawing.name}.pdf", saved(drawing.figure, "pdf"))
-            drawings.append((drawing, svg))
+            drawings.append((drawing, write_drawing(drawing, path.parent / "figures")))
     tables = path.parent / "tables"
     for (statistic, at), table in material.tables.items():
-        _write(tables / contrast_file(statistic, at), table.csv_text().encode())
-    _write(tables / "measurements.csv", runs.measurements_csv(material).encode())
-    _write(tables / "runs.csv", runs.runs_csv(material).encode())
-    _write(path, page(material, drawings, left_out, title or f"Terrain of {listed(checked)}").encode())
+        write(tables / contrast_file(statistic, at), table.csv_text().encode())
+    write(tables / "measurements.csv", runs.measurements_csv(material).encode())
+    write(tables / "runs.csv", runs.runs_csv(material).encode())
+    write(path, page(material, drawings, left_out, title or f"Terrain of {listed(checked)}").encode())
     return path
-
-
-def _check_writable(path: Path) -> None:
-    """Tries the folder before minutes are spent on figures."""
-    probe = path.parent / f".{path.name[:60]}.writable"
-    _write(probe, b"")
-    probe.unlink(missing_ok=True)
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        write_bytes(path, content)
-    except TrajectoryError as error:
-        reason = error.__cause__
-        detail = (reason.strerror if isinstance(reason, OSError) else None) or reason or error
-        raise InputError(f"the report cannot be written to {path.parent} ({detail}): choose another path.") from error

@@ -5,17 +5,12 @@ from __future__ import annotations
 import base64
 import math
 import re
-from importlib import resources
 
-import jinja2
-
-from geomtraj._version import __version__
 from geomtraj.contrast import Row, Table
 from geomtraj.report import runs, summary
 from geomtraj.report.material import Drawing, Material
 from geomtraj.report.style import number
-
-TEMPLATE = "page.html.j2"
+from geomtraj.report.template import render
 
 
 def page(material: Material, drawings: list[tuple[Drawing, bytes]], left_out: list[str], title: str) -> str:
@@ -27,12 +22,9 @@ def page(material: Material, drawings: list[tuple[Drawing, bytes]], left_out: li
         left_out: Why figures are missing, one sentence each.
         title: Heading of the page.
     """
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(number=number, interval=interval)
-    template = environment.from_string(resources.files("geomtraj.report").joinpath(TEMPLATE).read_text("utf-8"))
-    html = template.render(
+    return render(
+        "page.html.j2",
+        {"interval": interval},
         title=title,
         names=list(material.everything),
         answers=summary.answers(material),
@@ -48,9 +40,7 @@ def page(material: Material, drawings: list[tuple[Drawing, bytes]], left_out: li
         cost=runs.cost(material),
         provenance=runs.provenance(material),
         configs=runs.configs(material),
-        version=__version__,
     )
-    return html.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def _no_answer(material: Material) -> str:
