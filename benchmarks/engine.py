@@ -36,11 +36,21 @@ from geomtraj import tasks
 
 PEERS = ("hessian-eigenthings", "curvlinops", "pyhessian")
 STEPS, PROBES, PAIRS, RESIDUAL = 64, 4, 10, 1e-3
+WARM_UP = 30
+"""Products before any is timed, among them those by which geomtraj chooses its way."""
 
 
 def merged(case: Trained) -> tuple[Tensor, Tensor]:
     """All data as one batch, since some peers average over batches whatever their sizes."""
     return torch.cat([x for x, _ in case.data]), torch.cat([y for _, y in case.data])
+
+
+def problem_of(case: Trained) -> gt.Problem:
+    """The same model, loss and single batch for geomtraj."""
+    return gt.Problem(
+        case.model, lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none"),
+        [merged(case)],
+    )  # fmt: skip
 
 
 def gradient_of(case: Trained) -> Callable[[], object]:
@@ -59,7 +69,7 @@ def products_of(case: Trained) -> dict[str, Callable[[Tensor], object]]:
     """Library -> product of the Hessian of the mean loss with a vector (P,)."""
     batch = merged(case)
     return {
-        "geomtraj": gt.Hessian(case.problem).__matmul__,
+        "geomtraj": gt.Hessian(problem_of(case)).__matmul__,
         "hessian-eigenthings": in_math(eigenthings(case, batch).matvec),
         "curvlinops": in_math(linops(case, batch).__matmul__),
         "pyhessian": pyhessian_product(case, batch),
@@ -140,7 +150,7 @@ def measure_products(case: Trained, rounds: int) -> dict:
     reference = None
     for name, product in products.items():
         with PeakMemory() as memory:
-            for _ in range(4):  # also lets geomtraj choose its way
+            for _ in range(WARM_UP):
                 result = product(vector)
         peak[name] = memory.mib
         flat = result if isinstance(result, Tensor) else torch.cat([part.reshape(-1) for part in result])
@@ -151,14 +161,12 @@ def measure_products(case: Trained, rounds: int) -> dict:
     )
     gradient = timed.pop("gradient")
     ratios = {name: seconds / gradient for name, seconds in timed.items()}
-    hessian = gt.Hessian(case.problem)
-    hessian @ vector
     return {
         "parameters": case.problem.size,
         "gradient seconds": gradient,
         "gradients per product": ratios,
         "limit by counting matrix products": limit(case),
-        "way": hessian.way,
+        "way": products["geomtraj"].__self__.way,
         "peak_mib": peak,
         "difference from geomtraj": difference,
         "over hessian-eigenthings": ratios["geomtraj"] / ratios["hessian-eigenthings"],
@@ -167,11 +175,11 @@ def measure_products(case: Trained, rounds: int) -> dict:
 
 
 def spectrum_of(case: Trained) -> dict[str, Callable[[], object]]:
-    """Library -> density and largest eigenpairs by it."""
-    batch = merged(case)
+    """Library -> density and largest eigenpairs by it; PyHessian's density calls torch.eig, which is gone."""
+    batch, problem = merged(case), problem_of(case)
 
     def ours() -> object:
-        return gt.spectrum(gt.Hessian(case.problem), steps=STEPS, probes=PROBES, k=PAIRS, tol=RESIDUAL, which="LA")
+        return gt.spectrum(gt.Hessian(problem), steps=STEPS, probes=PROBES, k=PAIRS, tol=RESIDUAL, which="LA")
 
     def theirs_eigenthings() -> object:
         operator = eigenthings(case, batch)
@@ -188,23 +196,17 @@ def spectrum_of(case: Trained) -> dict[str, Callable[[], object]]:
         curvlinops.lanczos_approximate_spectrum(operator, STEPS, num_repeats=PROBES)
         return scipy.sparse.linalg.eigsh(operator.to_scipy(), k=PAIRS, which="LA", tol=RESIDUAL)
 
-    def theirs_pyhessian() -> object:
-        peer = pyhessian.hessian(case.model, nn.CrossEntropyLoss(), data=batch, cuda=False)
-        peer.density(iter=STEPS, n_v=PROBES)
-        return peer.eigenvalues(maxIter=100, tol=RESIDUAL, top_n=PAIRS)
-
     return {
         "geomtraj": ours,
         "hessian-eigenthings": in_math(theirs_eigenthings),
         "curvlinops": in_math(theirs_curvlinops),
-        "pyhessian": in_math(theirs_pyhessian),
     }
 
 
 def measure_spectrum(case: Trained, rounds: int) -> dict:
     """Seconds of the whole job by each library, and what Lanczos adds to its bare products."""
     timed = in_rounds(spectrum_of(case), rounds)
-    hessian = gt.Hessian(case.problem)
+    hessian = gt.Hessian(problem_of(case))
     block = torch.randn(case.problem.size, PROBES, generator=torch.Generator().manual_seed(0))
 
     def bare() -> None:
@@ -217,7 +219,7 @@ def measure_spectrum(case: Trained, rounds: int) -> dict:
     )
     return {
         "seconds": timed,
-        "over the best peer": timed["geomtraj"] / min(timed[p] for p in PEERS),
+        "over the best peer": timed["geomtraj"] / min(timed[p] for p in PEERS if p in timed),
         "overhead of Lanczos": apart["density"] / apart["products"] - 1,
     }
 

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "geomtraj"
 FLOORS = [
-    {"_version", "distributed", "errors", "failures", "inputs", "isolation", "layout", "seeding", "slicing"},
+    {"_version", "distributed", "errors", "failures", "inputs", "isolation", "layout", "memory", "seeding", "slicing"},
     {"problem"},
     {"operators"},
     {"linalg"},

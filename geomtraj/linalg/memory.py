@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import psutil
 import torch
 
+from geomtraj.memory import available_bytes
 from geomtraj.operators.base import SymmetricOperator
 
 SHARE = 0.5
@@ -30,14 +30,6 @@ class Room:
     remark: str = ""
 
 
-def free_bytes(device: torch.device) -> int:
-    """Bytes that can still be allocated on this device, the allocator's own cache included."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return psutil.virtual_memory().available
-
-
 def plan(operator: SymmetricOperator, steps: int, probes: int) -> Room:
     """Room for `probes` bases of `steps` vectors: side by side, in turn, on the CPU, or shorter, in that order.
 
@@ -46,7 +38,7 @@ def plan(operator: SymmetricOperator, steps: int, probes: int) -> Room:
     vector = max(operator.shape[0], 1) * operator.dtype.itemsize
     cpu = torch.device("cpu")
     for device in dict.fromkeys([operator.device, cpu]):
-        vectors = int(SHARE * free_bytes(device)) // vector
+        vectors = int(SHARE * available_bytes(device)) // vector
         if vectors >= steps + 2:
             remark = (
                 ""
@@ -58,6 +50,6 @@ def plan(operator: SymmetricOperator, steps: int, probes: int) -> Room:
     fewer = max(most, 1)
     remark = (
         f"only {fewer} of {steps} Lanczos steps: a basis of {steps} needs {steps * vector / 2**30:.1f} GiB, "
-        f"and {SHARE * free_bytes(cpu) / 2**30:.1f} GiB are free for it"
+        f"and {SHARE * available_bytes(cpu) / 2**30:.1f} GiB are free for it"
     )
     return Room(fewer, 1, cpu, remark)

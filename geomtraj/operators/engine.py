@@ -13,9 +13,9 @@ from torch import Tensor
 from geomtraj.errors import GeomtrajError, unknown_name
 from geomtraj.failures import explained, is_out_of_memory
 from geomtraj.layout import Layout
+from geomtraj.memory import available_bytes
 from geomtraj.operators import choice
 from geomtraj.operators.batch_loss import BatchLoss
-from geomtraj.operators.memory import available_bytes
 from geomtraj.operators.once_differentiable import check_functions
 from geomtraj.operators.parts import Parts
 from geomtraj.operators.ways import WAYS, Way

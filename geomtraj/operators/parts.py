@@ -12,9 +12,9 @@ from torch import Tensor
 from geomtraj.errors import ComputationError
 from geomtraj.failures import is_out_of_memory
 from geomtraj.layout import Layout
+from geomtraj.memory import SavedBytes, available_bytes
 from geomtraj.operators.batch_loss import BatchLoss
 from geomtraj.operators.choice import History
-from geomtraj.operators.memory import SavedBytes, available_bytes
 from geomtraj.problem import Problem
 from geomtraj.slicing import sliced, tensors_of
 

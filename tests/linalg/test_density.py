@@ -132,7 +132,7 @@ def test_a_width_must_be_positive():
 
 
 def free(monkeypatch, vectors):
-    monkeypatch.setattr("geomtraj.linalg.memory.free_bytes", lambda device: 2 * vectors * 400 * 8)
+    monkeypatch.setattr("geomtraj.linalg.memory.available_bytes", lambda device: 2 * vectors * 400 * 8)
 
 
 def test_probes_go_in_turn_where_their_bases_do_not_fit_together(monkeypatch):

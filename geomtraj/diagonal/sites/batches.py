@@ -11,7 +11,7 @@ from torch import Tensor
 from geomtraj.diagonal.sites.output_split import close
 from geomtraj.diagonal.sites.sited_graph import SitedGraph
 from geomtraj.errors import InputError
-from geomtraj.operators.memory import SavedBytes, available_bytes
+from geomtraj.memory import SavedBytes, available_bytes
 from geomtraj.problem import Problem, leaves
 from geomtraj.slicing import cut, sliced
 

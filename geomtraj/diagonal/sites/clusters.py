@@ -9,7 +9,7 @@ from torch import Tensor
 
 from geomtraj.diagonal.sites.linear_maps import Gather, LinearMap
 from geomtraj.diagonal.sites.signs import signs, signs_at
-from geomtraj.operators.memory import available_bytes
+from geomtraj.memory import available_bytes
 
 CHUNK_BYTES = 2**25
 Place = tuple[int, int]

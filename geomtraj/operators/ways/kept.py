@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from geomtraj.isolation import exact_arithmetic
+from geomtraj.memory import SavedBytes
 from geomtraj.operators.batch_loss import BatchLoss
-from geomtraj.operators.memory import SavedBytes
 from geomtraj.operators.ways.base import Way, flat
 
 
