@@ -7,11 +7,17 @@ from typing import Any
 from geomtraj.errors import unknown_name
 from geomtraj.tasks.base import Task
 from geomtraj.tasks.digits import DigitsCNN, DigitsMLP
+from geomtraj.tasks.mnist import MNIST5kCNN
 from geomtraj.tasks.pydoc_lm import PydocLM
+from geomtraj.tasks.text_classification import TextClassification
+from geomtraj.tasks.translation import Translation
 from geomtraj.tasks.two_layer_linear import TwoLayerLinear
 
 # A new task is one file and one entry here.
-REGISTRY: dict[str, type[Task]] = {task.name: task for task in (PydocLM, TwoLayerLinear, DigitsCNN, DigitsMLP)}
+REGISTRY: dict[str, type[Task]] = {
+    task.name: task
+    for task in (PydocLM, TextClassification, Translation, TwoLayerLinear, DigitsCNN, DigitsMLP, MNIST5kCNN)
+}
 
 
 def names() -> list[str]:

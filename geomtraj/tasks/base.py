@@ -69,8 +69,8 @@ class Task(ABC):
 
     @staticmethod
     @abstractmethod
-    def loss(model: nn.Module, batch: Any) -> Tensor:
-        """Unreduced losses of the batch; the first axis counts examples, further ones tokens."""
+    def loss(model: nn.Module, batch: Any) -> Tensor | tuple[Tensor, Tensor]:
+        """Unreduced losses of the batch, or (losses, weights); the first axis counts examples, further ones tokens."""
 
     @abstractmethod
     def batch(self, step: int, seed: int) -> Any:

@@ -57,6 +57,11 @@ def learning_rate_unit(d: int) -> float:
     return d**-0.5
 
 
+def start_std(d: int, alpha: float) -> float:
+    """d^(-2 alpha), the standard deviation of the start's weights."""
+    return d ** (-2 * alpha)
+
+
 def singular_value_ratio(W: Tensor) -> float:
     """The second over the first singular value of a matrix, a pure number: 0 for rank one."""
     values = torch.linalg.svdvals(W.detach())
@@ -184,7 +189,7 @@ class TwoLayerLinear(Task):
 
     def build(self) -> nn.Module:
         """The network."""
-        return TwoLayerLinearNetwork(self.options["d"], self.options["d"] ** (-2 * self.options["alpha"]))
+        return TwoLayerLinearNetwork(self.options["d"], start_std(self.options["d"], self.options["alpha"]))
 
     @cached_property
     def target(self) -> Tensor:

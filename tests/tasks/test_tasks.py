@@ -10,15 +10,30 @@ from geomtraj.errors import InputError
 
 SMALL = {
     "pydoc-lm": {"layers": 1, "width": 8, "heads": 2, "context": 12, "batch_size": 3, "eval_sequences": 5},
+    "text-classification": {"layers": 1, "width": 8, "heads": 2, "context": 12, "batch_size": 3, "eval_examples": 5},
+    "translation": {"layers": 1, "width": 8, "heads": 2, "context": 12, "batch_size": 3, "eval_pairs": 5},
     "two-layer-linear": {"d": 5},
     "digits-cnn": {"width": 2, "batch_size": 5, "eval_examples": 20},
     "digits-mlp": {"width": 6, "batch_size": 5, "eval_examples": 20},
+    "mnist5k-cnn": {"width": 4, "batch_size": 10, "eval_examples": 20},
 }
 EVERY = pytest.mark.parametrize("name", tasks.names())
 
 
 def flat(batch):
     return torch.cat([part.double().reshape(-1) for part in batch])
+
+
+def weighted(task, model, batch):
+    """Losses and weights of one shape."""
+    result = task.loss(model, batch)
+    losses, weights = result if isinstance(result, tuple) else (result, torch.ones_like(result))
+    return losses, weights.expand_as(losses)
+
+
+def mean(task, model, batches):
+    losses, weights = zip(*(weighted(task, model, batch) for batch in batches), strict=True)
+    return sum((a * b).sum() for a, b in zip(losses, weights, strict=True)) / sum(b.sum() for b in weights)
 
 
 @EVERY
@@ -44,10 +59,10 @@ def test_losses_are_unreduced_and_of_independent_examples(name):
     task = tasks.make(name, **SMALL[name])
     model = task.model(0)
     for batch in [task.batch(0, 0), *task.evaluation()]:
-        losses = task.loss(model, batch)
+        losses = weighted(task, model, batch)[0]
         assert losses.shape[0] == len(batch[0]) and losses.dtype == task.dtype
         one_by_one = torch.cat(
-            [task.loss(model, tuple(part[i : i + 1] for part in batch)) for i in range(len(batch[0]))]
+            [weighted(task, model, tuple(part[i : i + 1] for part in batch))[0] for i in range(len(batch[0]))]
         )
         torch.testing.assert_close(losses, one_by_one)
 
@@ -70,8 +85,7 @@ def test_float64_reaches_the_losses_and_the_problem_takes_the_task(name):
     model = task.model(0)
     problem = task.problem(model)
     assert problem.dtype == torch.float64 and problem.size == sum(p.numel() for p in model.parameters())
-    losses = torch.cat([task.loss(model, batch).reshape(-1) for batch in task.evaluation()])
-    torch.testing.assert_close(problem.loss(), losses.mean().detach())
+    torch.testing.assert_close(problem.loss(), mean(task, model, task.evaluation()).detach())
     weight = "W1.weight" if name == "two-layer-linear" else "head.weight"
     assert list(task.problem(model, params=weight).layout) == [weight]
 
@@ -84,12 +98,12 @@ def test_some_steps_of_sgd_lower_the_evaluation_loss(name):
 
     def evaluate():
         with torch.no_grad():
-            return torch.cat([task.loss(model, batch).reshape(-1) for batch in task.evaluation()]).mean()
+            return mean(task, model, task.evaluation())
 
     before = evaluate()
     for step in range(60):
         optimizer.zero_grad()
-        task.loss(model, task.batch(step, 0)).mean().backward()
+        mean(task, model, [task.batch(step, 0)]).backward()
         optimizer.step()
     assert evaluate() < 0.9 * before
 
