@@ -94,6 +94,17 @@ sweep: | $(BIN)/.installed  ## choose learning rates for TASK and OPTIMIZERS on 
 	$(GEOMTRAJ) sweep --task $(TASK) --optimizers $(subst $() $(),$(comma),$(strip $(OPTIMIZERS))) \
 	  $(if $(STEPS),--steps $(STEPS)) $(if $(TEXT),--text "$(TEXT)") --device $(DEVICE) --runs runs/sweep --save package
 
+# The paper's questions: one script in analyses/ each, and a page in runs/analyses/. A new one is a name here.
+ANALYSES := two-layer-linear
+SCALE    ?= small
+.PHONY: analyses $(ANALYSES)
+
+analyses:  ## answer the paper's questions (SCALE=small, or paper for a GPU); one alone: make two-layer-linear
+	$(foreach a,$(ANALYSES),$(MAKE) $(a) &&) true
+
+$(ANALYSES): | $(BIN)/.installed
+	$(BIN)/python analyses/$(subst -,_,$@).py --scale $(SCALE) --device $(DEVICE) --workers $(WORKERS)
+
 test: lint $(BIN)/.installed-test  ## lint, then run all tests
 	$(BIN)/python -m pytest
 

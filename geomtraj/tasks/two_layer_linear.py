@@ -15,8 +15,7 @@ from geomtraj.tasks.base import Task
 
 WINDOW = (0.9, 0.01)
 """The loss over that of the start, from and to which the theorem's statements are read: after a rank-one mode has come
-to dominate the weights, which the start's loss hardly shows, until the loss is small. The theorem fixes it up to
-constants only; these two are ours."""
+to dominate the weights, which the loss hardly shows, until the loss is small. The two numbers are this project's."""
 
 
 def scaled_squares(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:

@@ -1,0 +1,84 @@
+"""A straight line through independent points, with the interval of its slope."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from geomtraj.contrast.seeds import CONFIDENCE
+
+
+@dataclass(frozen=True)
+class Trend:
+    """Least-squares slope of y over x, in y's unit over x's.
+
+    Attributes:
+        slope: NaN with fewer than two different x.
+        low: Lower end of the 95 % t-interval; NaN with fewer than three points.
+        high: Upper end of it.
+        intercept: The line at x = 0.
+        n: Number of points used.
+    """
+
+    slope: float
+    low: float
+    high: float
+    intercept: float
+    n: int
+
+
+def trend(x: ArrayLike, y: ArrayLike) -> Trend:
+    """The line through points with the same spread; points that are not finite are left out.
+
+    Args:
+        x: Places, shape (n,).
+        y: Independent values, shape (n,).
+    """
+    points = np.column_stack([np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)])
+    points = points[np.isfinite(points).all(axis=1)]
+    n = len(points)
+    if n < 2 or np.ptp(points[:, 0]) == 0:
+        return Trend(math.nan, math.nan, math.nan, math.nan, n)
+    fit = stats.linregress(points[:, 0], points[:, 1])
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 2)) * float(fit.stderr) if n > 2 else math.nan
+    slope = float(fit.slope)
+    return Trend(slope, slope - half, slope + half, float(fit.intercept), n)
+
+
+@dataclass(frozen=True)
+class MeanOverSeeds:
+    """An arithmetic mean over seeds, in the unit of the values.
+
+    Attributes:
+        mean: NaN without a value.
+        std: Standard deviation over seeds; NaN with fewer than two.
+        low: Lower end of the 95 % t-interval of the mean; NaN with fewer than two.
+        high: Upper end of it.
+        n: Number of seeds.
+    """
+
+    mean: float
+    std: float
+    low: float
+    high: float
+    n: int
+
+
+def mean_over_seeds(values: ArrayLike) -> MeanOverSeeds:
+    """Mean and standard deviation over seeds, as tables of the form "mean (std)" want them.
+
+    Args:
+        values: One for each seed, shape (n,); those that are not finite are left out.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    x = x[np.isfinite(x)]
+    n = x.size
+    if n < 2:
+        return MeanOverSeeds(float(x[0]) if n else math.nan, math.nan, math.nan, math.nan, n)
+    mean, std = float(x.mean()), float(x.std(ddof=1))
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * std / math.sqrt(n)
+    return MeanOverSeeds(mean, std, mean - half, mean + half, n)
