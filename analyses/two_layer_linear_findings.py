@@ -29,7 +29,7 @@ def answers(
         _adam(config, runs.where(optimizer="adam"), slow),
         _contrast(config, runs),
         _rank_one(config, runs),
-        _conditions(config, rates, starts),
+        _conditions(config, rates, starts, laws),
     ]
 
 
@@ -214,7 +214,8 @@ def _contrast(config: dict[str, Any], runs: Any) -> Answer:
         verdict,
         [
             f"R_1 of SGD with momentum over that of Adam where the loss is {at:g} of the start's, geometric mean with "
-            f"95 % interval: {ratios}; at least {min(r.n for r in known)} pairs of seeds."
+            f"95 % interval: {ratios}; at least {min(r.n for r in known)} pairs of seeds. The cases share their runs "
+            "and are not independent."
         ],
     )
 
@@ -244,8 +245,8 @@ def _rank_one(config: dict[str, Any], runs: Any) -> Answer:
     return Answer(title, f"{verdict}: the second singular value is at most {number(most, 2)} times the first.", texts)
 
 
-def _conditions(config: dict[str, Any], rates: Any, starts: Any) -> Answer:
-    level = config["reference"]
+def _conditions(config: dict[str, Any], rates: Any, starts: Any, laws: Any) -> Answer:
+    level, d = config["reference"], config["sweep_dim"]
     texts, turned, undecided = [], [], []
     for group, field, grid, what in (
         (rates, "c", config["rate_grid"], "learning rates c/√d"),
@@ -255,16 +256,26 @@ def _conditions(config: dict[str, Any], rates: Any, starts: Any) -> Answer:
             row = {x: group.where(**{field: x}).ratio(level, key) for x in grid}
             turned += [f"{layer} at {field} = {x:g}" for x, r in row.items() if r.high < 1]
             undecided += [f"{layer} at {field} = {x:g}" for x, r in row.items() if not (r.low > 1 or r.high < 1)]
-            ratios = ", ".join(f"{_ratio(r)} at {field} = {x:g}" for x, r in row.items())
-            texts.append(f"{layer} of SGD with momentum over that of Adam, {what}: {ratios}.")
-    title = f"Where the claim ends, at d = {config['sweep_dim']}"
+            known = sorted((x for x in row if row[x].n), key=lambda x: row[x].ratio)
+            if known:
+                ends = " to ".join(f"{_ratio(row[x])} at {field} = {x:g}" for x in (known[0], known[-1]))
+                texts.append(f"{layer} of SGD with momentum over that of Adam, over {len(grid)} {what}: from {ends}.")
+    title = f"Where the claim ends, at d = {d}"
     if min(config["sweep_seeds"], len(config["seeds"])) < 2:
         return Answer(title, "It cannot be decided with one seed.", texts)
     parts = [f"it is Adam that has the larger R_med for {listed(turned, 12)}"] if turned else []
     if undecided:
         parts.append(f"the 95 % interval contains 1, or there is none, for {listed(undecided, 12)}")
+    means = {x: starts.where(alpha=x, optimizer="sgdm").mean(level, "r_2") for x in config["alpha_grid"]}
+    lower = {x: m for x, m in means.items() if m.high < laws[d].mean}
+    if lower:
+        values = listed(f"{number(m.mean)} at alpha = {x:g}" for x, m in lower.items())
+        texts.append(
+            f"From a start that is not small, SGD with momentum itself has no R_2 of the predicted size: {values}, "
+            f"where the prediction is {number(laws[d].mean)}."
+        )
     if not parts:
-        return Answer(title, "The claim held at every learning rate and start that was tried.", texts)
+        return Answer(title, "SGD with momentum had the larger R_med at every learning rate and start tried.", texts)
     lead = "The claim that SGD with momentum has the larger R_med does not hold at every setting"
     return Answer(title, f"{lead}: {'; '.join(parts)}.", texts)
 

@@ -24,7 +24,7 @@ def write(
     config = analysis.config
     runs, slow, rates, starts = Runs(by_dimension), Runs(slowly), Runs(swept), Runs(started)
     analysis.problems += findings.remarks([*by_dimension, *slowly, *swept, *started], len(config["seeds"]))
-    laws = {d: theory.gaussian_r_med(d) for d in config["dims"]}
+    laws = {d: theory.gaussian_r_med(d) for d in {*config["dims"], config["sweep_dim"]}}
     return machinery.finish(
         analysis,
         "The theorem on the two-layer linear network, put to the test",

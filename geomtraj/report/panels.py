@@ -121,7 +121,11 @@ def _draw(ax: Axes, panel: Panel) -> None:
     for which, values in (("x", np.concatenate(seen_x)), ("y", np.concatenate(seen_y))):
         if which in panel.log and values.size:
             margin = max((values.max() / values.min()) ** 0.06, 1.03)
-            log_axis(ax, which, float(values.min() / margin), float(values.max() * margin))  # type: ignore[arg-type]
+            bottom, top = float(values.min() / margin), float(values.max() * margin)
+            log_axis(ax, which, bottom, top)  # type: ignore[arg-type]
+            if 60 <= top / bottom < 1000:
+                axis = ax.xaxis if which == "x" else ax.yaxis
+                axis.set_major_locator(ticker.LogLocator(subs=(1, 3), numticks=8))
     if panel.x_ticks is not None:
         ax.xaxis.set_major_locator(ticker.FixedLocator(list(panel.x_ticks)))
         ax.xaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _: number(x)))

@@ -194,6 +194,6 @@ def test_the_findings_can_say_that_the_claims_do_not_hold():
 def test_the_findings_tell_growth_at_another_rate_from_the_predicted_one():
     right = verdicts(invented(lambda name, d: theory.gaussian_r_med(d).mean if name == "sgdm" else 1 + 1 / d))
     assert "at the predicted rate" in right[1] and "but not" not in right[1]
-    assert "claim holds here" in right[2] and "claim holds here" in right[3] and "held at every" in right[5]
+    assert "claim holds here" in right[2] and "claim holds here" in right[3] and "larger R_med at every" in right[5]
     faster = verdicts(invented(lambda name, d: d if name == "sgdm" else 1 + 1 / d))
     assert "but not at the predicted rate" in faster[1]
