@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import ndtri, stdtrit
 from torch import Tensor
 
 from geomtraj.diagonal import Diagonal, diagonal
@@ -80,11 +79,12 @@ def r_med(
     therefore those of the entries given their estimates, by empirical Bayes (see `r_med_posterior.draws`), and exact
     entries, at one product each, are measured where an interval is wider than `rtol`: blocks of up to 32 entries as a
     whole, in the others those that may be the largest or, if the median is the less certain, a sample of those whose
-    side of the median is in doubt. Standard errors from few probes are widened to what Student's t demands.
+    side of the median is in doubt. Errors follow Student's t with the diagonal's `dof`, normal where it has none.
 
-    Coverage, of intervals that are not exact already, with 2 probes: 97 % of 36 without products, 97 % of 33 with them
-    (`python benchmarks/calibration.py --models "tanh MLP" --seeds 12`; few, so give or take 6 %). Known to read high:
-    blocks whose entries are all equal, under noise; their interval reaches down to about 1.
+    Coverage of the intervals that are not exact already, and what they are known to get wrong: see
+    `benchmarks/results/calibration.json`, made by `python benchmarks/calibration.py`. A single small block whose
+    entries leave a gap at the median may be held less often than 95 %. Where noise is far larger than the median the
+    value is little more than a guess, and the interval mostly has no upper end.
 
     Args:
         problem: A `Problem`, an operator, or a `Diagonal` that is there already: then nothing more can be measured
@@ -138,19 +138,19 @@ def _measured(
             operator = Hessian(problem, theta)
         return exact_entries(operator, torch.from_numpy(indices)).double().cpu().numpy()
 
-    refinement = _refinement(found, measure, budget, rtol, seed, samples)
+    refinement = _refinement(found, measure, budget, rtol, seed)
     refinement.run()
     return _ratios(refinement, found), found.cost.matvecs + refinement.spent
 
 
-def _refinement(
-    found: Diagonal, measure: Any, budget: int, rtol: float, seed: int, samples: int | None = None
-) -> Refinement:
+def _refinement(found: Diagonal, measure: Any, budget: int, rtol: float, seed: int) -> Refinement:
     values, sem = found.values.double().cpu().numpy(), found.sem.double().cpu().numpy()
-    sem = sem * _widening(found, samples)
+    rounding = 4 * torch.finfo(found.values.dtype).eps * np.abs(values)
+    sem = np.where(sem <= rounding, 0.0, sem)
+    dof = None if found.dof is None else found.dof.double().cpu().numpy()
     labels = {name: slot.slice for name, slot in found.blocks.items()} | {ALL: slice(0, values.size)}
     rows = np.arange(values.size) if found.method in UNCORRELATED else _rows(found.blocks)
-    return Refinement(values, sem, rows, labels, measure, budget, rtol, seed)
+    return Refinement(values, sem, rows, labels, measure, budget, rtol, seed, dof)
 
 
 def _rows(blocks: Layout) -> np.ndarray:
@@ -161,19 +161,6 @@ def _rows(blocks: Layout) -> np.ndarray:
         rows.append(first + np.arange(slot.size) // max(slot.size // max(count, 1), 1))
         first += count
     return np.concatenate(rows)
-
-
-def _widening(found: Diagonal, samples: int | None) -> float:
-    """Student's 97.5 % quantile over the normal one, for the degrees of freedom of the standard errors.
-
-    Probing's come from examples as well as probes; 4 for each probe but the first describe their spread in small
-    models. Without `samples` those of a probed diagonal are taken to be many.
-    """
-    matvecs = found.cost.matvecs
-    freedom = {"hutchinson": matvecs - 1, "xdiag": matvecs // 2 - 1}.get(found.method, 0)
-    if found.method == "probing" and samples is not None:
-        freedom = 4 * (samples - 1)
-    return float(stdtrit(freedom, 0.975) / ndtri(0.975)) if freedom >= 1 else 1.0
 
 
 def _ratios(refinement: Refinement, found: Diagonal) -> dict[str, RMed]:

@@ -9,16 +9,22 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import ndtri
 
-from geomtraj.statistics.r_med_posterior import Entries, draws, may_be_mostly_zero
+from geomtraj.statistics.r_med_entries import Entries
+from geomtraj.statistics.r_med_histogram import PLAIN
+from geomtraj.statistics.r_med_posterior import draws, may_be_mostly_zero
 
-PANEL = 4096
+PANEL = 1536
 """Entries that the median is taken from at most; their choice is random and its error counted."""
 CANDIDATES = 256
 """Entries that are considered for the largest one at most."""
-LEARN = 1024
+LEARN = 512
 """Entries that their distribution is learned from at most."""
-FAR = 6.0
-"""Standard errors beyond which an entry's side of the median is beyond doubt."""
+LOWER, UPPER = 1.2, 1.25
+"""Stretch of the interval on the log scale: shrinkage is right on average over blocks, and biased in any single one."""
+SIDE = 0.4
+"""Each side of the interval is at least so large next to the other, on the log scale."""
+FAR, NEAR = 5.0, 3.5
+"""Standard errors (if normal) beyond which an entry's side of the median, or that it is not the largest, is sure."""
 
 
 class Interval(NamedTuple):
@@ -64,10 +70,10 @@ def over(numerator: float, denominator: float) -> float:
 def ratios(entries: Entries, seed: int = 0) -> Ratios:
     """R_med with its 95 % interval, from draws of the entries given their estimates.
 
-    Each draw gives a maximum and a median; the interval is from the 2.5 to the 97.5 % quantile of their ratio. Draws
-    spread entries that are all equal, so that the lower end is lowered to what holds for the largest of as many
-    entries as may be the largest. Where a likelihood ratio test cannot exclude that half of the entries are zero,
-    there is no upper end.
+    Each draw gives a maximum and a median; the interval is from the 2.5 to the 97.5 % quantile of their ratio,
+    stretched, the value from the draws of the likeliest distribution. Draws spread entries that are all equal, so that
+    the lower end is lowered to what holds for the largest of as many entries as may be the largest. Where a likelihood
+    ratio test cannot exclude that half of the entries are zero, there is no upper end.
     """
     errors = entries.errors
     if not errors.any() or not np.isfinite(errors).all():
@@ -75,43 +81,60 @@ def ratios(entries: Entries, seed: int = 0) -> Ratios:
     rng = np.random.default_rng([seed, entries.values.size])
     magnitudes, size = np.abs(entries.best), entries.values.size
     z = float(ndtri(1 - 0.005 / size))
-    low = np.quantile(np.maximum(magnitudes - z * errors, 0), 0.5, method="lower")
-    high = np.quantile(magnitudes + z * errors, 0.5, method="higher")
-    below = magnitudes + FAR * errors < low
-    middle = np.flatnonzero(~below & (magnitudes - FAR * errors <= high))
+    surely, far, near = entries.reach(z), entries.reach(FAR), entries.reach(NEAR)
+    low = np.quantile(np.maximum(magnitudes - surely, 0), 0.5, method="lower")
+    high = np.quantile(magnitudes + surely, 0.5, method="higher")
+    below = magnitudes + far < low
+    middle = np.flatnonzero(~below & (magnitudes - far <= high))
     panel = middle if middle.size <= PANEL else rng.choice(middle, PANEL, replace=False)
-    leading = np.flatnonzero(magnitudes + 4 * errors >= (magnitudes - z * errors).max())
-    leading = leading[np.argsort(-(magnitudes + 4 * errors)[leading], kind="stable")[:CANDIDATES]]
+    leading = np.flatnonzero(magnitudes + near >= (magnitudes - surely).max())
+    leading = leading[np.argsort(-(magnitudes + near)[leading], kind="stable")[:CANDIDATES]]
     top = np.union1d(leading, np.argpartition(-magnitudes, min(9, size - 1))[:10])
     needed = np.union1d(panel, top)
     learn = rng.choice(size, min(size, LEARN), replace=False)
     chosen = np.concatenate([needed, np.setdiff1d(learn, needed)])
-    drawn = np.abs(draws(entries.take(chosen), np.isin(chosen, learn), rng))[:, : needed.size]
+    wanted = np.arange(chosen.size) < needed.size
+    drawn = np.abs(draws(entries.take(chosen), np.isin(chosen, learn), rng, wanted))[:, wanted]
     places = np.searchsorted(needed, panel)
     median = _median(drawn[:, places], int(below.sum()), middle.size, size, rng)
+    median[:-PLAIN] += _swaps(drawn[:-PLAIN, places], int(below.sum()), middle.size, entries, rng)
     largest = np.sort(drawn, 1)[:, -10:]
-    ratio = largest[:, -1] / np.maximum(median, np.finfo(float).tiny)
-    value = over(float(np.median(largest[:, -1])), float(np.median(median)))
-    bottom, end = (float(q) for q in np.quantile(ratio, [0.025, 0.975]))
-    bottom = max(1.0, min(bottom, over(_surely(magnitudes, errors), float(np.quantile(median, 0.75)))))
+    plain_max, plain_median = _log_mean(largest[-PLAIN:, -1]), _log_mean(median[-PLAIN:])
+    drawn, median, largest = drawn[:-PLAIN], median[:-PLAIN], largest[:-PLAIN]
+    ratio = _interval(over(plain_max, plain_median), largest[:, -1], median, entries)
     noise = float(np.median(errors[panel][errors[panel] > 0])) if errors[panel].any() else 0.0
     if np.quantile(median, 0.025) < noise and may_be_mostly_zero(entries.take(learn)):
-        end = math.inf
+        ratio = ratio._replace(high=math.inf)
     side = (drawn[:, places] <= median[:, None]).mean(0)
     doubt = np.sqrt(side * (1 - side)) * (errors[panel] > 0)
     first = np.bincount(drawn.argmax(1), minlength=needed.size)
     order = np.argsort(-first, kind="stable")
     leaders = needed[order[first[order] > 0]]
     return Ratios(
-        ratio=Interval(value, min(bottom, value), max(end, value)),
-        max=float(np.median(largest[:, -1])),
-        median=float(np.median(median)),
-        tenth=over(float(np.median(largest[:, 0])), float(np.median(median))) if size >= 10 else math.nan,
-        q99=over(float(np.quantile(_shrunk(magnitudes, needed, drawn), 0.99)), float(np.median(median))),
+        ratio=ratio,
+        max=plain_max,
+        median=plain_median,
+        tenth=over(float(np.median(largest[:, 0])), plain_median) if size >= 10 else math.nan,
+        q99=over(float(np.quantile(_shrunk(magnitudes, needed, drawn), 0.99)), plain_median),
         spread=(float(np.log(largest[:, -1]).std()), float(np.log(np.maximum(median, 1e-300)).std())),
         leaders=leaders[errors[leaders] > 0],
         doubtful=(panel[doubt > 0], doubt[doubt > 0]),
     )
+
+
+def _interval(value: float, largest: np.ndarray, median: np.ndarray, entries: Entries) -> Interval:
+    """The interval of the ratio from draws (D,) of both, about a value."""
+    if not (math.isfinite(value) and value > 0 and median.all()):
+        return Interval(value, min(1.0, value), math.inf)
+    ratio = largest / median
+    low, high = np.quantile(ratio, [0.025, 0.975])
+    middle = _log_mean(ratio)
+    low, high = middle * (low / middle) ** LOWER, middle * (high / middle) ** UPPER
+    low = min(low, over(_surely(entries), float(np.quantile(median, 0.75))), value)
+    high = max(high, value)
+    low = max(low, 1.0)
+    low, high = min(low, value * (value / high) ** SIDE), max(high, value * (value / low) ** SIDE)
+    return Interval(value, float(np.clip(low, 1.0, max(value, 1.0))), float(high))
 
 
 def _median(drawn: np.ndarray, below: int, middle: int, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -125,10 +148,35 @@ def _median(drawn: np.ndarray, below: int, middle: int, size: int, rng: np.rando
     return drawn[np.arange(len(drawn)), np.clip(np.round(share * count - 0.5), 0, count - 1).astype(int)]
 
 
-def _surely(magnitudes: np.ndarray, errors: np.ndarray) -> float:
+def _swaps(drawn: np.ndarray, below: int, middle: int, entries: Entries, rng: np.random.Generator) -> np.ndarray:
+    """Shifts (D,) of the median: none in half of the draws, else to the next entry, but within a standard error.
+
+    A few entries may leave a gap on one side of the median that no smooth distribution shows.
+    """
+    size, count = entries.values.size, drawn.shape[1]
+    ranks = np.array([(size - 1) // 2 - 1, (size - 1) // 2, size // 2, size // 2 + 1]) - below
+    if count < middle or ranks[0] < 0 or ranks[3] >= count:
+        return np.zeros(len(drawn))
+    order = np.sort(drawn, 1)[:, ranks]
+    magnitudes = np.abs(entries.best)
+    nearest = np.argsort(np.abs(magnitudes - np.median(magnitudes)), kind="stable")[:4]
+    error = float(entries.errors[nearest].mean())
+    down, up = (np.minimum(order[:, k + 1] - order[:, k], error) for k in (0, 2))
+    return np.stack([-down, 0 * up, 0 * up, up])[rng.integers(0, 4, len(drawn)), np.arange(len(drawn))]
+
+
+def _surely(entries: Entries) -> float:
     """What the largest magnitude exceeds with 97.5 %, whichever of the entries that may be the largest it is."""
-    rivals = int((magnitudes + 2 * errors >= (magnitudes - 2 * errors).max()).sum())
-    return float((magnitudes - ndtri(1 - 0.025 / rivals) * errors).max())
+    magnitudes, reach = np.abs(entries.best), entries.reach(2.0)
+    rivals = int((magnitudes + reach >= (magnitudes - reach).max()).sum())
+    return float((magnitudes - entries.reach(float(ndtri(1 - 0.025 / rivals)))).max())
+
+
+def _log_mean(numbers: np.ndarray) -> float:
+    """The geometric mean; zero where half of the numbers are."""
+    if not np.median(numbers) > 0:
+        return 0.0
+    return float(np.exp(np.mean(np.log(np.maximum(numbers, np.finfo(float).tiny)))))
 
 
 def _shrunk(magnitudes: np.ndarray, needed: np.ndarray, drawn: np.ndarray) -> np.ndarray:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from geomtraj.statistics.r_med_entries import Entries
 from geomtraj.statistics.r_med_interval import Ratios, ratios
-from geomtraj.statistics.r_med_posterior import Entries
 
 SMALL = 32
 """Blocks up to this size are measured as a whole."""
@@ -31,6 +31,7 @@ class Refinement:
         max_matvecs: Products that may be spent.
         rtol: Width high / low - 1 at which an interval is narrow enough.
         seed: Seed of the sample.
+        dof: Degrees of freedom of the standard errors (P,); infinite if left out.
     """
 
     def __init__(
@@ -43,12 +44,14 @@ class Refinement:
         max_matvecs: int = 0,
         rtol: float = 0.1,
         seed: int = 0,
+        dof: np.ndarray | None = None,
     ):
         blocks = np.zeros(values.size, dtype=int)
         for number, where in enumerate(labels.values()):
             if where.stop - where.start < values.size:
                 blocks[where] = number
-        self.entries = Entries(values, sem, rows, np.full(values.size, np.nan), blocks)
+        dof = np.full(values.size, np.inf) if dof is None else dof
+        self.entries = Entries(values, sem, rows, np.full(values.size, np.nan), blocks, dof)
         self.labels = labels
         self.budget = self.left = max_matvecs if measure else 0
         self.spent = 0
@@ -56,13 +59,15 @@ class Refinement:
         self._measure = measure
         self._seed = seed
         self._rng = np.random.default_rng(seed)
-        self._found: dict[str, Ratios] = {}
+        self._found: dict[tuple[int, int], Ratios] = {}
 
     def of(self, label: str) -> Ratios:
         """R_med of one label with its interval."""
-        if label not in self._found:
-            self._found[label] = ratios(self.entries.take(self.labels[label]), self._seed)
-        return self._found[label]
+        where = self.labels[label]
+        key = where.start, where.stop
+        if key not in self._found:
+            self._found[key] = ratios(self.entries.take(where), self._seed)
+        return self._found[key]
 
     def width(self, label: str) -> float:
         """Relative width high / low - 1 of R_med's interval; 0 where it is inf throughout."""
@@ -93,9 +98,9 @@ class Refinement:
         self.entries.exact[indices] = self._measure(indices)
         self.left -= indices.size
         self.spent += indices.size
-        for label, where in self.labels.items():
+        for where in self.labels.values():
             if ((indices >= where.start) & (indices < where.stop)).any():
-                self._found.pop(label, None)
+                self._found.pop((where.start, where.stop), None)
 
     def _narrow(self, label: str) -> None:
         """Measure likely maxima or a sample for the median, whichever is less certain, until R_med is narrow."""

@@ -88,7 +88,7 @@ def test_intervals_hold_the_truth_over_many_seeds(noise, shape):
         found = gt.r_med(made(noisy, noise))["w"]
         assert found.low <= found.value <= found.high
         held += found.low <= exact <= found.high
-    assert held >= 9  # 95 % less 3 deviations
+    assert held >= 10  # of 12: with 95 % once in 50 less
 
 
 def test_the_interval_narrows_with_the_noise():
@@ -114,13 +114,35 @@ def test_what_the_diagonals_status_says_is_carried_and_a_note_leaves_ok():
     assert outcome.status == "ok" and "probed in parameter space" in outcome.details["a"]["status"]
 
 
-def test_few_probes_widen_the_interval():
+def test_few_degrees_of_freedom_widen_the_interval_and_none_are_taken_for_many():
     truth = torch.linspace(1, 3, 60)
-    few, many = (
-        gt.r_med(Diagonal(truth, torch.full((60,), 0.1), Layout({"w": (60,)}), "hutchinson", Cost(n, 0.0)))["w"]
-        for n in (3, 300)
-    )
-    assert math.log(few.high / few.low) > 1.7 * math.log(many.high / many.low)
+
+    def width(dof):
+        dof = None if dof is None else torch.full((60,), dof)
+        sem = torch.full((60,), 0.1)
+        found = gt.r_med(Diagonal(truth, sem, Layout({"w": (60,)}), "made", Cost(8, 0.0), dof=dof))["w"]
+        return math.log(found.high / found.low)
+
+    assert width(2.0) > 1.3 * width(300.0)
+    assert width(None) == width(math.inf) == pytest.approx(width(300.0), rel=0.1)
+
+
+def test_standard_errors_below_rounding_count_as_none():
+    values = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
+    found = gt.r_med(made(values, 1e-17 * values))["w"]
+    assert found.low == found.high == 2
+    assert gt.r_med(made(values, 1e-9 * values))["w"].high > 2
+
+
+def test_a_flat_diagonal_reads_flat_under_noise():
+    rng = torch.Generator().manual_seed(2)
+    found = []
+    for _ in range(16):
+        noisy = 1 + 0.3 * torch.randn(400, generator=rng, dtype=torch.float64)
+        assert noisy.abs().max() / noisy.abs().median() > 1.6
+        found.append(gt.r_med(made(noisy, 0.3))["w"])
+    assert np.mean([math.log(r.value) for r in found]) < 0.12
+    assert np.mean([r.low < 1.01 for r in found]) > 0.9 and max(r.high for r in found) < 4
 
 
 def test_operators_and_arguments():
@@ -142,9 +164,10 @@ def dense_off_the_diagonal(size):
 
 def test_a_flat_diagonal_under_dense_noise_is_held_and_found_with_enough_products():
     # Hutchinson's estimate reads 4.7 here, where every entry is 1.
-    for seed in range(5):
-        free = gt.r_med(dense_off_the_diagonal(200), "hutchinson", seed, samples=16, max_matvecs=0)["all"]
-        assert free.low < 1.2 and free.method == "hutchinson"
+    free = [
+        gt.r_med(dense_off_the_diagonal(200), "hutchinson", seed, samples=16, max_matvecs=0)["all"] for seed in range(5)
+    ]
+    assert sum(r.low < 1.01 for r in free) >= 4 and free[0].method == "hutchinson"
     found = gt.r_med(dense_off_the_diagonal(200), "hutchinson", samples=16, max_matvecs=200)["all"]
     assert found.low == found.value == found.high == 1 and found.status == "ok"
 
@@ -165,7 +188,10 @@ def test_the_same_seed_gives_the_same_numbers_and_the_global_generators_stay():
     problem = CASES["gpt"]().problem
     state = torch.get_rng_state()
     first, again = (gt.r_med(problem, "hutchinson", seed=3, samples=8) for _ in range(2))
-    assert first == again and first != gt.r_med(problem, "hutchinson", seed=4, samples=8)
+    # Products may be made in another way the second time, and differ by rounding.
+    ends = [[(r.value, r.low, r.high) for r in found.values()] for found in (first, again)]
+    assert np.allclose(*ends, rtol=1e-6)
+    assert first != gt.r_med(problem, "hutchinson", seed=4, samples=8)
     assert torch.equal(state, torch.get_rng_state())
 
 

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from geomtraj.statistics.r_med_entries import Entries
 from geomtraj.statistics.r_med_interval import ratios
-from geomtraj.statistics.r_med_posterior import Entries, draws, may_be_mostly_zero
+from geomtraj.statistics.r_med_posterior import draws, may_be_mostly_zero
 from geomtraj.statistics.r_med_refine import Refinement
 
 SHAPES = {
@@ -36,9 +37,10 @@ def ratio_of(truth):
     return np.abs(truth).max() / middle if middle else np.inf
 
 
-def unmeasured(values, sem):
+def unmeasured(values, sem, dof=None):
     rows = np.arange(values.size) // COLUMNS
-    return Entries(values, sem, rows, np.full(values.size, np.nan), np.zeros(values.size, dtype=int))
+    empty, blocks = np.full(values.size, np.nan), np.zeros(values.size, dtype=int)
+    return Entries(values, sem, rows, empty, blocks, np.full(values.size, np.inf if dof is None else dof))
 
 
 def refined(values, sem, truth, budget, seed=0, labels=None, rtol=0.1):
@@ -53,28 +55,49 @@ def held(interval, exact):
     return interval.low <= exact * (1 + 1e-9) and exact <= interval.high * (1 + 1e-9)
 
 
-def share_held(shape, ratio, kind, correlation, budget, seeds, size=480):
+def outcomes(shape, ratio, budget, seeds, size=240, correlation=0.4, dof=20, kind="constant"):
+    """Whether the intervals hold the truth, and errors of log R_med in units of a quarter of the interval's width."""
     rng = np.random.default_rng(5)
-    hits = []
+    hits, scores = [], []
     for seed in range(seeds):
         truth = SHAPES[shape](rng, size)
         sem = standard_errors(truth, ratio, kind)
-        found = refined(truth + noise(rng, sem, correlation), sem, truth, budget, seed)
-        hits.append(held(found.of("w").ratio, ratio_of(truth)))
-    return np.mean(hits)
+        values = truth + noise(rng, sem, correlation)
+        sem = sem * np.sqrt(rng.chisquare(dof, size) / dof)
+        labels, rows = {"w": slice(0, size)}, np.arange(size) // COLUMNS
+        found = Refinement(values, sem, rows, labels, lambda i: truth[i], budget, 0.1, seed, np.full(size, dof))  # noqa: B023
+        found.run()
+        interval, exact = found.of("w").ratio, ratio_of(truth)
+        hits.append(held(interval, exact))
+        if np.isfinite(exact) and interval.low < interval.high < np.inf:
+            scores.append(np.log(interval.value / exact) / (np.log(interval.high / interval.low) / 4))
+    return hits, scores
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_intervals_hold_the_truth(shape):
-    assert share_held(shape, 0.3, "constant", 0.4, 0, seeds=8, size=240) >= 0.75
+    hits, _ = outcomes(shape, 0.3, 0, seeds=8)
+    assert sum(hits) >= 6  # with 95 % once in 170 less
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("ratio", "correlation"), [(0.05, 0.4), (0.3, 0.4), (1.0, 0.0)])
-@pytest.mark.parametrize("budget", [0, 100])
-def test_intervals_hold_the_truth_in_95_percent(ratio, correlation, budget):
-    shares = {shape: share_held(shape, ratio, "constant", correlation, budget, seeds=5, size=240) for shape in SHAPES}
-    assert np.mean(list(shares.values())) >= 0.85, shares  # 35 intervals: 95 % less 2.7 deviations
+@pytest.mark.parametrize("budget", [0, 30])
+def test_intervals_hold_the_truth_in_95_percent_and_are_no_wider_than_that_takes(budget):
+    hits, scores = [], []
+    for shape in SHAPES:
+        for ratio in (0.1, 0.3, 1.0):
+            more_hits, more_scores = outcomes(shape, ratio, budget, seeds=3)
+            hits += more_hits
+            scores += more_scores if shape in ("lognormal", "heavy", "gaussian") and ratio < 1 else []
+    assert np.mean(hits) >= 0.90  # of 63: 95 % less two deviations
+    spread = np.sqrt(np.mean(np.square(scores)))
+    assert 0.55 < spread < 1.2  # 1 if normal; twice the standard errors halve it, and half of them double it
+
+
+@pytest.mark.slow
+def test_few_degrees_of_freedom_are_allowed_for():
+    hits = [hit for shape in ("lognormal", "heavy", "gaussian") for hit in outcomes(shape, 0.2, 0, 12, dof=3)[0]]
+    assert np.mean(hits) >= 0.89  # of 36: 95 % less two deviations
 
 
 def test_a_draw_has_the_spread_of_a_precise_entry_and_less_of_one_among_equals():
@@ -97,7 +120,7 @@ def test_value_and_median_are_corrected_for_the_noise():
         values = truth + noise(rng, sem)
         logs.append(np.log(ratios(unmeasured(values, sem), seed).median / np.median(truth)))
         plain.append(np.log(np.median(np.abs(values)) / np.median(truth)))
-    assert np.mean(plain) > 0.08 and abs(np.mean(logs)) < 0.06
+    assert np.mean(plain) > 0.11 and abs(np.mean(logs)) < 0.1
 
 
 def test_errors_that_grow_with_the_entries_are_no_trouble():
@@ -114,8 +137,8 @@ def test_rows_whose_errors_go_together_widen_the_interval():
     rng = np.random.default_rng(0)
     sem = np.full(480, 0.2)
     entries = unmeasured(np.exp(rng.standard_normal(480)) + noise(rng, sem), sem)
-    alone = Entries(entries.values, sem, np.arange(480), entries.exact, entries.blocks)
-    assert ratios(entries).spread[1] > 1.3 * ratios(alone).spread[1]
+    alone = Entries(entries.values, sem, np.arange(480), entries.exact, entries.blocks, entries.dof)
+    assert ratios(entries).spread[1] > 1.07 * ratios(alone).spread[1]
 
 
 @pytest.mark.parametrize("shape", ["flat", "lognormal", "heavy"])
@@ -133,6 +156,10 @@ def test_a_median_that_may_be_zero_has_no_upper_end():
     entries = unmeasured(truth + noise(rng, sem), sem)
     assert may_be_mostly_zero(entries) and ratios(entries).ratio.high == np.inf
     assert not may_be_mostly_zero(unmeasured(1 + noise(rng, sem), sem))
+    gaussian = unmeasured(rng.standard_normal(480) + noise(rng, 10 * sem), 10 * sem)
+    assert may_be_mostly_zero(gaussian)
+    gaussian.exact[:40] = rng.standard_normal(40)  # what was measured and is not zero speaks against it
+    assert not may_be_mostly_zero(gaussian)
     assert may_be_mostly_zero(unmeasured(noise(rng, 50 * sem) + 1, 50 * sem))
 
 
@@ -164,15 +191,17 @@ def test_the_budget_is_kept(budget, shape):
     found = Refinement(values, sem, np.arange(400), {"w": slice(0, 400)}, lambda i: asked.extend(i) or truth[i], budget)
     found.run()
     assert len(asked) == len(set(asked)) == found.spent <= budget
-    assert found.of("w").ratio.low < 1.02 * ratio_of(truth)
+    assert held(found.of("w").ratio, ratio_of(truth))
 
 
 def test_enough_budget_reaches_the_width_that_was_asked_for():
-    rng = np.random.default_rng(1)
-    truth, sem = np.exp(rng.standard_normal(480)), np.full(480, 1.0)
-    found = refined(truth + noise(rng, sem), sem, truth, 480, rtol=0.3)
-    assert found.width("w") < 0.3 and found.spent < 480
-    assert abs(np.log(found.of("w").ratio.value / ratio_of(truth))) < 0.2
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        truth, sem = np.exp(rng.standard_normal(480)), np.full(480, 1.0)
+        found = refined(truth + noise(rng, sem), sem, truth, 480, seed, rtol=0.3)
+        assert found.width("w") < 0.3 and found.spent < 480
+        assert held(found.of("w").ratio, ratio_of(truth))
+        assert abs(np.log(found.of("w").ratio.value / ratio_of(truth))) < 0.2
 
 
 def test_a_large_block_is_read_from_a_panel_whose_error_counts():
@@ -180,7 +209,7 @@ def test_a_large_block_is_read_from_a_panel_whose_error_counts():
     truth = np.exp(rng.standard_normal(200_000))
     sem = np.full(truth.size, 0.1)
     found = ratios(unmeasured(truth + noise(rng, sem), sem))
-    assert abs(found.median / np.median(truth) - 1) < 0.05 and 0.005 < found.spread[1] < 0.03
+    assert abs(found.median / np.median(truth) - 1) < 0.05 and 0.005 < found.spread[1] < 0.045
     sem = np.full(truth.size, 1e-4)
     found = ratios(unmeasured(truth + noise(rng, sem), sem))
     assert abs(found.median / np.median(truth) - 1) < 0.001 and found.spread[1] < 0.001
