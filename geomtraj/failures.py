@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -50,6 +52,20 @@ def explained(error: BaseException) -> GeomtrajError | None:
         if re.search(pattern, text):
             return kind(sentence.format(first=first))
     return None
+
+
+@contextmanager
+def in_one_sentence() -> Iterator[None]:
+    """Inside it, errors of torch that are known here are raised as ours, from the raw ones."""
+    try:
+        yield
+    except GeomtrajError:
+        raise
+    except RuntimeError as error:
+        better = explained(error)
+        if better is None:
+            raise
+        raise better from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:

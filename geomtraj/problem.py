@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils.stateless import _reparametrize_module
 
 from geomtraj.distributed import Ranks, digest
-from geomtraj.errors import ComputationError, GeomtrajError, InputError
-from geomtraj.failures import explained
+from geomtraj.errors import ComputationError, InputError
+from geomtraj.failures import in_one_sentence
 from geomtraj.inputs import checked_batches, checked_losses, digest_of, selected
 from geomtraj.isolation import (
     exact_arithmetic,
@@ -275,17 +275,9 @@ class Problem:
     def _probe(self) -> _Part:
         """Two passes over the batches of this process: they must agree; what they tell is handed on."""
         parameters = leaves(self._parameters())
-        try:
-            with self.session():
-                first = [self._summary(parameters, batch) for batch in self._batches]
-                second = [self._summary(parameters, batch) for batch in self._batches]
-        except GeomtrajError:
-            raise
-        except RuntimeError as error:
-            better = explained(error)
-            if better is None:
-                raise
-            raise better from error
+        with in_one_sentence(), self.session():
+            first = [self._summary(parameters, batch) for batch in self._batches]
+            second = [self._summary(parameters, batch) for batch in self._batches]
         tolerance = 1e3 * torch.finfo(self.dtype).eps
         same = len(first) == len(second) and all(a.agrees(b, tolerance) for a, b in zip(first, second, strict=True))
         if not same:
