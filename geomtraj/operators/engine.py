@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geomtraj.errors import GeomtrajError, unknown_name
-from geomtraj.failures import explained, is_out_of_memory
+from geomtraj.errors import unknown_name
+from geomtraj.failures import in_one_sentence, is_out_of_memory
 from geomtraj.layout import Layout
 from geomtraj.memory import available_bytes
 from geomtraj.operators import choice
@@ -72,18 +72,11 @@ class Engine:
             ComputationError: Not even a single example fits into memory, or the model has no second derivative.
             InputError: The model does something that cannot be differentiated.
         """
-        try:
+        with in_one_sentence():
             if self._asked == "auto":
                 self._choose(len(rows))
             start = time.perf_counter()
             total = self._within_memory(rows)
-        except GeomtrajError:
-            raise
-        except RuntimeError as error:
-            better = explained(error)
-            if better is None:
-                raise
-            raise better from error
         self._done += len(rows)
         self.history.products = self._done
         self.history.spent += time.perf_counter() - start
