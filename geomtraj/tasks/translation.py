@@ -53,7 +53,7 @@ class Translation(Task):
         "layers": 2,
         "width": 48,
         "heads": 4,
-        "context": 64,
+        "context": 40,
         "vocabulary": 192,
         "batch_size": 32,
         "eval_pairs": 64,
@@ -115,7 +115,9 @@ class Translation(Task):
         source = [source_words.encode(text) for text, _ in pairs]
         target = [[START, *target_words.encode(text), END] for _, text in pairs]
         short = {i for i in range(len(pairs)) if max(len(source[i]), len(target[i]) - 1) <= o["context"]}
-        train, evaluation = [i for i in train if i in short], sorted(held_out & short)
+        train = [i for i in train if i in short]
+        # Pairs of like lengths share a micro-batch, which spares padding.
+        evaluation = sorted(held_out & short, key=lambda i: (len(target[i]), i))
         if len(train) < 6 or not evaluation:
             raise InputError(
                 f"{where} gives {len(pairs)} different pairs, {len(short)} of them within context {o['context']}: "

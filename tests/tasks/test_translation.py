@@ -140,7 +140,7 @@ def test_columns_are_chosen_by_number(pairs_file, monkeypatch):
         ("one\teins\ntwo;zwei\n", "line 2 of .* has no column 2 .1 with tabs.*another target_column"),
         ("one\teins\n" * 50, "gives 1 different pairs"),
         ("", "gives 0 different pairs"),
-        ("".join(f"{i} {'x y ' * 50}\t{i}\n" for i in range(20)), "20 different pairs, 0 of them within context 64"),
+        ("".join(f"{i} {'x y ' * 50}\t{i}\n" for i in range(20)), "20 different pairs, 0 of them within context 40"),
     ],
 )
 def test_bad_files_are_told(tmp_path, content, match):
