@@ -12,9 +12,11 @@ import multiprocessing
 import platform
 import shlex
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -152,6 +154,11 @@ def compute(
                 write_json(path, {"job": missing[path], "result": outcome()})
             except GeomtrajError as error:
                 failed[path] = str(error)
+            except BrokenProcessPool:
+                raise ComputationError(
+                    f"{label}: a process was killed, perhaps for want of memory; what is finished is kept, go on with "
+                    "fewer --workers."
+                ) from None
             bar.update()
     for path, reason in failed.items():
         shown = ", ".join(f"{k}={v}" for k, v in missing[path].items() if not isinstance(v, (list, dict)))
@@ -247,12 +254,16 @@ def _outcomes(
             yield path, lambda job=job: function(job)
         return
     # Forked processes cannot use a GPU that their parent has touched.
-    pool = ProcessPoolExecutor(
-        min(workers, len(missing)), multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)
-    )
+    pool = ProcessPoolExecutor(min(workers, len(missing)), multiprocessing.get_context("spawn"), _quiet)
     try:
         running: dict[Future[Result], Path] = {pool.submit(function, job): path for path, job in missing.items()}
         for future in as_completed(running):
             yield running[future], future.result
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _quiet() -> None:
+    """One thread, and Ctrl-C is left to the parent, which lets the running jobs end."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

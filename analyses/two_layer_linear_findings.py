@@ -147,9 +147,8 @@ def _adam(config: dict[str, Any], mine: Any, slow: Any) -> Answer:
         )
     else:
         verdict = "The claim does not hold here: R_med - 1 is not seen to fall with d in both layers."
-    ends = (min(dims), max(dims))
-    excess = {(d, key): number(mine.where(d=d).excess(level, key).ratio, 2) for d in ends for key in LAYERS}
-    by_d = "; ".join(f"{excess[d, 'r_1']} and {excess[d, 'r_2']} at d = {d}" for d in ends)
+    excess = {(d, key): number(mine.where(d=d).excess(level, key).ratio, 2) for d in dims for key in LAYERS}
+    by_d = "; ".join(f"{excess[d, 'r_1']} and {excess[d, 'r_2']} at d = {d}" for d in dims)
     texts = [
         f"R_1 - 1 and R_2 - 1 in the geometric mean where the loss is {level:g} of the start's: {by_d}.",
         f"Power of d in that decay: {_slopes(slopes)}.",

@@ -74,9 +74,9 @@ def _sheets(
         for at in sorted(config["levels"], reverse=True):
             one, two = (runs.where(d=d).ratio(at, key) for key in LAYERS)
             contrast.append([d, at, one.n, one.ratio, one.low, one.high, two.ratio, two.low, two.high, one.sign_test_p])
-    ends = ["low", "high"]
-    columns = ["d", "optimizer", "seeds", "R_1", "std", *ends, "R_2", "std", *ends]
-    columns += ["formula", "law's mean", "law 2.5 %", "law 97.5 %", "second / first singular value"]
+    means = [f"{layer}{what}" for layer in ("R_1", "R_2") for what in ("", " std", " low", " high")]
+    columns = ["d", "optimizer", "seeds", *means, "formula", "law's mean", "law 2.5 %", "law 97.5 %"]
+    columns.append("second / first singular value")
     return [
         Sheet(
             "by_dimension", f"R_1 and R_2 where the loss is {level:g} of the start's", columns, by_dimension,
@@ -85,14 +85,14 @@ def _sheets(
         ),
         Sheet(
             "contrast", "R_med of SGD with momentum over R_med of Adam, at equal loss",
-            ["d", "loss / start's", "seeds", "ratio of R_1", *ends, "ratio of R_2", *ends, "sign p of R_1"], contrast,
+            ["d", "loss / start's", "seeds", *_with_ends("ratio of R_1", "ratio of R_2"), "sign p of R_1"], contrast,
             "Geometric mean over pairs of the same start, with 95 % t-interval.",
         ),
         _swept("learning_rates", "Learning rates", "c", config["rate_grid"], rates, level),
         _swept("starts", "Size of the start", "alpha", config["alpha_grid"], starts, level),
         Sheet(
             "adam_excess", "How far Adam's R_med is above 1",
-            ["d", "steps", "seeds", "R_1 - 1", *ends, "R_2 - 1", *ends, "R_1 - 1 for steps of size 0"],
+            ["d", "steps", "seeds", *_with_ends("R_1 - 1", "R_2 - 1"), "R_1 - 1 for steps of size 0"],
             _excess(config, runs, slow),
             "Geometric mean over seeds with 95 % t-interval where the loss is 0.5 of the start's.",
         ),
@@ -138,7 +138,11 @@ def _swept(name: str, title: str, field: str, grid: Sequence[float], runs: Runs,
         ends = [x for r in ratios for x in (r.ratio, r.low, r.high)]
         rows.append([value, ratios[0].n, *(m.mean for m in means), *ends])
     columns = [field, "seeds", "SGDM R_1", "SGDM R_2", "Adam R_1", "Adam R_2"]
-    columns += ["ratio of R_1", "low", "high", "ratio of R_2", "low", "high"]
+    columns += _with_ends("ratio of R_1", "ratio of R_2")
     what = {"c": "The learning rate is c/√d", "alpha": "The start's standard deviation is d^(-2 alpha)"}[field]
     where = f"d = {', '.join(str(d) for d in sorted({j['d'] for j, _ in runs.done}))}, loss {level:g} of the start's"
     return Sheet(name, title, columns, rows, f"{what}; {where}. Means over seeds; ratios as above.")
+
+
+def _with_ends(*names: str) -> list[str]:
+    return [f"{name}{end}" for name in names for end in ("", " low", " high")]

@@ -69,7 +69,7 @@ def test_the_numbers_mean_what_they_should(smoke):
     for r in table(folder, "by_dimension"):
         assert float(r["second / first singular value"]) < 0.1
     contrast = [r for r in table(folder, "contrast") if r["loss / start's"] == "0.1"]
-    assert len(contrast) == 3 and all(float(r["low"]) > 1 for r in contrast)
+    assert len(contrast) == 3 and all(float(r["ratio of R_1 low"]) > 1 for r in contrast)
     assert all(float(r["largest difference of an entry"]) < 1e-10 for r in table(folder, "engine"))
 
 

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 
@@ -19,6 +20,10 @@ def square(job):
     if job["x"] == 99:
         raise KeyboardInterrupt
     return {"square": job["x"] ** 2}
+
+
+def leave(job):
+    os._exit(9)
 
 
 @pytest.fixture
@@ -56,9 +61,11 @@ def test_several_processes_give_the_same(analysis):
     job |= {"c": 0.02, "levels": [0.5], "max_steps": 500, "curve": False}
     jobs = [{**job, "seed": seed} for seed in range(3)]
     analysis.workers = 2
-    assert [r for _, r in machinery.compute(analysis, script.train_one, jobs, "runs")] == list(
-        map(script.train_one, jobs)
-    )
+    assert [r for _, r in machinery.compute(analysis, script.train_one, jobs, "runs")] == [
+        script.train_one(job) for job in jobs
+    ]
+    with pytest.raises(ComputationError, match="a process was killed"):
+        machinery.compute(analysis, leave, jobs, "runs")
 
 
 @click.command("two_layer_linear", cls=machinery.Command)
