@@ -189,7 +189,7 @@ def draw(rows: dict[str, dict]) -> Figure:
     right.axvline(95, color="0.5", lw=0.8, ls="--")
     right.axvspan(93, 97, color="0.93", zorder=0)
     right.set(xlabel="95 % intervals that hold the exact value (%)", yticks=range(len(names)), yticklabels=names)
-    right.legend(frameon=False, fontsize=8)
+    right.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     return figure
 
 

@@ -81,10 +81,10 @@ def r_med(
     whole, in the others those that may be the largest or, if the median is the less certain, a sample of those whose
     side of the median is in doubt. Errors follow Student's t with the diagonal's `dof`, normal where it has none.
 
-    Coverage of the intervals that are not exact already, and what they are known to get wrong: see
-    `benchmarks/results/calibration.json`, made by `python benchmarks/calibration.py`. A single small block whose
-    entries leave a gap at the median may be held less often than 95 %. Where noise is far larger than the median the
-    value is little more than a guess, and the interval mostly has no upper end.
+    Coverage of the intervals that are not exact already, over 40 seeds on five small models at 4 and 16 probes: 98.1 %
+    of 1758, and 98.3 % of 2120 without products; 96 to 100 % on each (`python benchmarks/calibration.py`; without
+    the GPT and the linear network at 16). A small block whose entries leave a gap at the median may be held less often.
+    Where noise is far larger than the median the value is little more than a guess, and mostly there is no upper end.
 
     Args:
         problem: A `Problem`, an operator, or a `Diagonal` that is there already: then nothing more can be measured
