@@ -198,17 +198,17 @@ def sweep_command(
 @main.command("list")
 def list_command() -> None:
     """List the tasks, optimizers and statistics there are."""
-    for task in tasks.names():
-        options = ", ".join(f"{k}={v}" for k, v in tasks.make(task).options.items() if v is not None)
-        click.echo(f"task       {task:18} {options}")
+    for name, task in tasks.REGISTRY.items():  # their options, not their data, which may need extra packages
+        options = ", ".join(f"{k}={v}" for k, v in task.defaults.items() if v is not None)
+        click.echo(f"task       {name:20} {options}")
     for optimizer in optimizers.names():
         click.echo(
-            f"optimizer  {optimizer:18} "
+            f"optimizer  {optimizer:20} "
             + ", ".join(f"{k}={v}" for k, v in optimizers.hyperparameters(optimizer).items())
         )
     for name, statistic in REGISTRY.items():
         click.echo(
-            f"statistic  {name:18} {statistic.title}: "
+            f"statistic  {name:20} {statistic.title}: "
             + ", ".join(f"{k}={v}" for k, v in statistic().settings().items())
         )
 
