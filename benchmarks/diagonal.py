@@ -4,7 +4,7 @@
 
 Models are the built-in tasks after a short training with Adam, at three sizes each. The error of a method on a weight
 matrix is ||estimate - exact|| / ||exact|| over exact entries: all of them where P is small, else a random sample of the
-rows' entries by one-hot products. "Time at equal error" scales each method's measured (time, error) pairs on a log-log
+rows' entries by one-hot products. Models that the file holds already and that are not named stay. "Time at equal error" scales each method's measured (time, error) pairs on a log-log
 line. Ratios below 1 are in geomtraj's favour.
 """
 
@@ -207,7 +207,7 @@ def main(models: str, samples: str, reference: int, exact_up_to: int, threads: i
         f"--exact-up-to {exact_up_to} --threads {threads} --out {out}"
     )
     content = provenance(command, **{p: version(p) for p in ("curvlinops-for-pytorch", "backpack-for-pytorch")})
-    content["models"] = {}
+    content["models"] = json.loads(out.read_text())["models"] if out.exists() else {}
     for name in models.split(","):
         case = prepare(name, reference)
         found: dict[str, list[dict]] = {method: [] for method in METHODS}
@@ -232,7 +232,12 @@ def main(models: str, samples: str, reference: int, exact_up_to: int, threads: i
         for target, s in summary.items():
             mean, worst = s["geometric mean"], s["worst"]
             click.echo(f"{name:10} time of probing / best peer at error {target}: mean {mean:.3f}, worst {worst:.3f}")
-        content["models"][name] = {"parameters": case.problem.size, "methods": found, "ratios": summary}
+        content["models"][name] = {
+            "command": command,
+            "parameters": case.problem.size,
+            "methods": found,
+            "ratios": summary,
+        }
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(content, indent=1))
     draw(content, out.with_suffix(".png"))
