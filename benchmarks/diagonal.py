@@ -4,8 +4,8 @@
 
 Models are the built-in tasks after a short training with Adam, at three sizes each. The error of a method on a weight
 matrix is ||estimate - exact|| / ||exact|| over exact entries: all of them where P is small, else a random sample of the
-rows' entries by one-hot products. Models that the file holds already and that are not named stay. "Time at equal error" scales each method's measured (time, error) pairs on a log-log
-line. Ratios below 1 are in geomtraj's favour.
+rows' entries by one-hot products. "Time at equal error" scales each method's measured (time, error) pairs on a log-log
+line. Ratios below 1 are in geomtraj's favour. Models that the file holds already and that are not named stay.
 """
 
 from __future__ import annotations

@@ -70,8 +70,16 @@ class Point:
 
     @cached_property
     def hessian(self) -> Hessian:
-        """The Hessian at theta, its kept graphs shared by all statistics."""
-        return Hessian(self.problem, self.theta)
+        """The Hessian at theta, shared by all statistics.
+
+        Always made in the same way: one chosen by timing would round differently from run to run, and a repeated
+        measurement would not give the same bits.
+        """
+        return Hessian(self.problem, self.theta, WAY)
+
+
+WAY = "kept"
+"""The way of Hessian products in statistics."""
 
 
 @dataclass(frozen=True)

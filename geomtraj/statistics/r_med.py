@@ -17,7 +17,7 @@ from geomtraj.layout import Layout
 from geomtraj.linalg.chunks import at_least
 from geomtraj.operators import Hessian, SymmetricOperator
 from geomtraj.problem import Problem
-from geomtraj.statistics.base import Outcome, Point, Quantity, Statistic
+from geomtraj.statistics.base import WAY, Outcome, Point, Quantity, Statistic
 from geomtraj.statistics.r_med_interval import Ratios, over
 from geomtraj.statistics.r_med_refine import Refinement
 
@@ -135,7 +135,7 @@ def _measured(
         nonlocal operator
         if operator is None:
             assert isinstance(problem, Problem)
-            operator = Hessian(problem, theta)
+            operator = Hessian(problem, theta, WAY)
         return exact_entries(operator, torch.from_numpy(indices)).double().cpu().numpy()
 
     refinement = _refinement(found, measure, budget, rtol, seed)
