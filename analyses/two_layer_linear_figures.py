@@ -6,8 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import two_layer_linear_findings as findings
-from two_layer_linear_runs import LAYERS, NAMES, Runs
+from two_layer_linear_runs import LAYERS, NAMES, Runs, adam_limit
 
 from geomtraj.report.material import Drawing, LeftOut
 from geomtraj.report.panels import Mark, Panel, draw_panels
@@ -101,7 +100,7 @@ def excess(config: dict[str, Any], runs: Runs, slow: Runs) -> Drawing | LeftOut:
             marks.append(Mark("bars", dims, [f.ratio for f in found], colour, label, [f.low for f in found],
                               [f.high for f in found]))  # fmt: skip
         if key == "r_1":
-            limit = [findings.adam_limit(runs.where(d=d, optimizer="adam").done, 0.5) for d in config["dims"]]
+            limit = [adam_limit(runs.where(d=d, optimizer="adam").done, 0.5) for d in config["dims"]]
             marks.append(Mark("line", config["dims"], limit, "#000000", "sign steps of size 0", dashes="--"))
         panels.append(Panel(f"{TITLES[key]}: Adam", "d", "R_med - 1", marks, "xy", config["dims"]))
     level = config["reference"]

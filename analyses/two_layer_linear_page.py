@@ -10,7 +10,7 @@ import machinery
 import two_layer_linear_figures as figures
 import two_layer_linear_findings as findings
 from machinery import Analysis
-from two_layer_linear_runs import LAYERS, NAMES, Done, Runs
+from two_layer_linear_runs import LAYERS, NAMES, Done, Runs, adam_limit
 
 from geomtraj.report.analysis import Sheet
 from geomtraj.tasks import two_layer_linear as theory
@@ -124,7 +124,7 @@ def _excess(config: dict[str, Any], runs: Runs, slow: Runs) -> list[list[Any]]:
         for d in dims:
             here = group.where(d=d)
             one, two = (here.excess(0.5, key) for key in LAYERS)
-            limit = findings.adam_limit(here.done, 0.5)
+            limit = adam_limit(here.done, 0.5)
             rows.append([d, name, one.n, one.ratio, one.low, one.high, two.ratio, two.low, two.high, limit])
     return rows
 

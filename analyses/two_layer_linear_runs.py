@@ -10,7 +10,8 @@ from typing import Any
 from machinery import Job, Result
 
 from geomtraj.contrast.seeds import OverSeeds, over_seeds
-from geomtraj.contrast.trend import MeanOverSeeds, mean_over_seeds
+from geomtraj.contrast.trend import MeanOverSeeds, Trend, mean_over_seeds, trend
+from geomtraj.tasks import two_layer_linear as theory
 
 Done = tuple[Job, Result]
 NAMES = {"adam": "Adam", "sgdm": "SGD with momentum"}
@@ -54,3 +55,25 @@ class Runs:
         sgdm, adam = (self.where(optimizer=name).values(level, key) for name in ("sgdm", "adam"))
         pairs = [(sgdm[s], adam[s]) for s in sgdm if s in adam and 0 < sgdm[s] < math.inf and 0 < adam[s] < math.inf]
         return over_seeds([math.log(a / b) for a, b in pairs])
+
+
+def window(config: dict[str, Any]) -> list[float]:
+    """The levels in the window in which the theorem speaks, from the highest on."""
+    return sorted((x for x in config["levels"] if theory.WINDOW[1] <= x <= theory.WINDOW[0]), reverse=True)
+
+
+def adam_limit(done: Sequence[Any], level: float) -> float:
+    """Geometric mean over runs of Adam's R_1 - 1 as the learning rate goes to 0."""
+    values = [r["start"]["adam"].get(str(level), math.nan) - 1 for _, r in done]
+    return over_seeds([math.log(v) for v in values if v > 0]).ratio
+
+
+def decay(group: Runs, dims: Sequence[int], level: float, key: str) -> Trend:
+    """Power of d in R - 1."""
+    points = [(d, v) for d in dims for v in group.where(d=d).values(level, key).values() if 1 < v < math.inf]
+    return trend([math.log(d) for d, _ in points], [math.log(v - 1) for _, v in points])
+
+
+def upper(dims: Sequence[int]) -> list[int]:
+    """The upper half of the dimensions, two at least where there are two."""
+    return sorted(dims)[min(len(dims) // 2, len(dims) - 2) if len(dims) > 1 else 0 :]

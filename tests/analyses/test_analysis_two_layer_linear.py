@@ -161,12 +161,12 @@ CONFIG = {"levels": [0.9, 0.1, 0.01], "reference": 0.1, "dims": [16, 64, 256], "
 
 
 def invented(r_med, singular=0.01):
-    """Runs whose R_1 and R_2 are r_med(optimizer, d) times a small scatter over seeds."""
+    """Runs whose R_1 and R_2 are r_med(optimizer, d), with a small scatter over seeds."""
     done = []
     for name in ("sgdm", "adam"):
         for d in CONFIG["dims"]:
             for seed in CONFIG["seeds"]:
-                value = r_med(name, d) * (1 + 0.01 * seed)
+                value = 1 + (r_med(name, d) - 1) * (1 + 0.01 * seed)
                 read = {"step": 1, "r_1": value, "r_2": value, "singular": singular}
                 start = {"r_1": value, "r_2": value, "sgdm": value, "adam": {}}
                 job = {"optimizer": name, "d": d, "seed": seed, "c": 1.0, "alpha": 1.0}
@@ -178,7 +178,7 @@ def invented(r_med, singular=0.01):
 def verdicts(runs):
     laws = {d: theory.gaussian_r_med(d, 2000) for d in CONFIG["dims"]}
     engine = [({"d": 16}, {"rows": [{"entries": 1e-3, "r_med": 0.0}]})]
-    return [a.verdict for a in findings.answers(CONFIG, engine, runs, runs, runs, runs, laws)]
+    return [a.verdict for a in findings.answers(CONFIG, engine, runs, runs.where(optimizer="adam"), runs, runs, laws)]
 
 
 def test_the_findings_can_say_that_the_claims_do_not_hold():
@@ -187,7 +187,7 @@ def test_the_findings_can_say_that_the_claims_do_not_hold():
     )
     assert "do not agree" in engine
     assert "does not hold here: R_med falls with d" in sgdm
-    assert "does not hold here" in adam and "does not hold here" in contrast
+    assert "does not hold at every d" in adam and "does not hold here" in contrast
     assert "It is not always" in rank_one and "it is Adam that has the larger R_med" in ends
 
 
@@ -195,5 +195,7 @@ def test_the_findings_tell_growth_at_another_rate_from_the_predicted_one():
     right = verdicts(invented(lambda name, d: theory.gaussian_r_med(d).mean if name == "sgdm" else 1 + 1 / d))
     assert "at the predicted rate" in right[1] and "but not" not in right[1]
     assert "claim holds here" in right[2] and "claim holds here" in right[3] and "larger R_med at every" in right[5]
+    flat = verdicts(invented(lambda name, d: theory.gaussian_r_med(d).mean if name == "sgdm" else 1 + 1 / min(d, 64)))
+    assert "holds in part" in flat[2] and "no fall is seen over the upper half" in flat[2]
     faster = verdicts(invented(lambda name, d: d if name == "sgdm" else 1 + 1 / d))
     assert "but not at the predicted rate" in faster[1]
