@@ -122,7 +122,7 @@ def _parts(graph: SitedGraph) -> list[Part]:
     parts: dict[str, list[Part]] = {}
     for number, site in enumerate(graph.sites):
         for k, use in enumerate(site.uses):
-            entries = torch.unique(use.index[use.index >= 0])
+            entries = _occurring(use.index)
             merged = Part([(number, k)], entries, use.kind != "gather" and use.index.numel() > entries.numel())
             apart = []
             for other in parts.get(use.name, []):
@@ -133,6 +133,14 @@ def _parts(graph: SitedGraph) -> list[Part]:
                     apart.append(other)
             parts[use.name] = [*apart, merged]
     return [part for own in parts.values() for part in own]
+
+
+def _occurring(index: Tensor) -> Tensor:
+    """The entries that occur, ascending."""
+    flat = index.flatten()
+    if flat.numel() and flat[0] >= 0 and bool((flat[1:] > flat[:-1]).all()):
+        return flat  # as in most uses: a whole parameter in its own order
+    return torch.unique(flat[flat >= 0])
 
 
 def _connected(parts: list[Part], sites: int) -> list[list[int]]:
