@@ -7,6 +7,7 @@ equal tokens for an embedding.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -18,7 +19,7 @@ from geomtraj.diagonal.sites.uses import ExampleAxis, Site, Use
 ALL = slice(None)
 
 
-class LinearMap:
+class LinearMap(ABC):
     """A use with its data arranged by examples.
 
     Attributes:
@@ -43,13 +44,17 @@ class LinearMap:
         self.index = torch.where(flat < 0, size, flat)
         self.row_entries = self.index.numel()
 
+    @abstractmethod
     def outer(self, v: Tensor, rows: slice = ALL, data: Tensor | None = None) -> Tensor:
         """A(v) of the examples in `rows`, (rows, k, K), with other data in the place of the map's own if given."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, z: Tensor, rows: slice = ALL) -> Tensor:
         """The change (rows, k, T, U) at the site when each example's parameter changes by z, as in `outer`."""
-        raise NotImplementedError
+
+    @abstractmethod
+    def weighted(self, d: Tensor, power: int) -> Tensor:
+        """Sum over examples and positions of d (B, T, U) times the data to that power, (K,)."""
 
     def forward_dense(self, z: Tensor, rows: slice = ALL) -> Tensor:
         """As `forward`, for z (rows, k, size + 1) by the parameter's own entries, and one more for none."""
@@ -64,10 +69,6 @@ class LinearMap:
         """A(v) summed over the examples for v (B, T, U), (size + 1,)."""
         part = self.outer(v.unsqueeze(1)).sum((0, 1))
         return part.new_zeros(self.size + 1).index_add_(0, self.index, part)
-
-    def weighted(self, d: Tensor, power: int) -> Tensor:
-        """Sum over examples and positions of d (B, T, U) times the data to that power, (K,)."""
-        raise NotImplementedError
 
 
 class Weight(LinearMap):
@@ -182,6 +183,10 @@ class Gather(LinearMap):
         v = v[rows].flatten(2)
         sums = v.new_zeros(*v.shape[:2], self.size + 1)
         return sums.scatter_add_(2, self._occurring(v, rows), v) * self.scale
+
+    def weighted(self, d: Tensor, power: int) -> Tensor:
+        """Sum of d (B, T, U) over the places that hold the same entry, (K,)."""
+        return self.outer(d.unsqueeze(1))[0, 0] * self.scale ** (power - 1)
 
     def _occurring(self, like: Tensor, rows: slice) -> Tensor:
         return self._places[rows].unsqueeze(1).expand(-1, like.shape[1], -1)
