@@ -201,7 +201,7 @@ def data_of(use: Use, site: Site, axis: ExampleAxis) -> Tensor | None:
 
 def bound(use: Use, size: int, site: Site, axis: ExampleAxis) -> LinearMap:
     """The map of a use of a parameter with `size` entries."""
-    kinds = {"linear": Weight, "channel": Channel, "gather": Gather}
+    kinds: dict[str, type[Weight | Channel | Gather]] = {"linear": Weight, "channel": Channel, "gather": Gather}
     return kinds[use.kind](use, size, site, axis)
 
 
