@@ -34,7 +34,7 @@ help:  ## show this help
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1\t/' | expand -t 12
 	@echo
 	@echo "Variables (make report SEEDS=\"0 1\" OUT=runs/short STEPS=100):"
-	@echo "  TASK        built-in task: pydoc-lm, two-layer-linear, digits-cnn, digits-mlp  [$(TASK)]"
+	@echo "  TASK        built-in task, such as pydoc-lm, translation, digits-cnn                        [$(TASK)]"
 	@echo "  OPTIMIZERS  names; ratios are taken over the first one                       [$(OPTIMIZERS)]"
 	@echo "  SEEDS       whole numbers                                                    [$(SEEDS)]"
 	@echo "  DEVICE      cpu, cuda or cuda:N                                              [$(DEVICE)]"
