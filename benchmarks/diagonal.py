@@ -174,6 +174,8 @@ def ratios(found: dict[str, list[dict]], blocks: list[str]) -> dict:
 def draw(content: dict, path: Path) -> None:
     """Error against time: the geometric mean over weight matrices, a panel for each model."""
     import matplotlib.pyplot as plt
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import NullFormatter
 
     models = content["models"]
     columns = min(3, len(models))
@@ -181,12 +183,17 @@ def draw(content: dict, path: Path) -> None:
     figure, axes = plt.subplots(rows, columns, figsize=(4 * columns, 3.2 * rows), squeeze=False, layout="constrained")
     for ax in axes.flat[len(models) :]:
         ax.remove()
+    colours = dict(zip([*METHODS, *EXACT_METHODS], plt.rcParams["axes.prop_cycle"].by_key()["color"], strict=False))
     for ax, (name, found) in zip(axes.flat, models.items(), strict=False):
         for method, measured in found["methods"].items():
             errors = [np.exp(np.mean(np.log(np.maximum(list(r["errors"].values()), 1e-7)))) for r in measured]
-            ax.loglog([r["seconds"] for r in measured], errors, "o-", ms=4, lw=1.2, label=method)
+            ax.loglog([r["seconds"] for r in measured], errors, "o-", ms=4, lw=1.2, color=colours[method])
         ax.set(title=f"{name}, P = {found['parameters']:,}", xlabel="seconds", ylabel="relative error")
-    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        low, high = ax.get_xlim()
+        ax.set_xlim(10 ** np.floor(np.log10(low)), 10 ** np.ceil(np.log10(high)))
+    handles = [Line2D([], [], marker="o", ms=4, lw=1.2, color=c, label=method) for method, c in colours.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
