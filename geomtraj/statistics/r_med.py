@@ -81,10 +81,11 @@ def r_med(
     whole, in the others those that may be the largest or, if the median is the less certain, a sample of those whose
     side of the median is in doubt. Errors follow Student's t with the diagonal's `dof`, normal where it has none.
 
-    Coverage of the intervals that are not exact already, over 24 seeds on five small models at 4 and 16 probes: 98.1 %
-    of 1201, 97 to 100 % on each; without products 98.1 % of 1488, 94 to 100 % on each
-    (`python benchmarks/calibration.py --seeds 24`). A small block whose entries leave a gap at the median may be held less often.
-    Where noise is far larger than the median the value is little more than a guess, and mostly there is no upper end.
+    Coverage of the intervals that are not exact already, over 24 seeds on five small models at 4 and 16 probes: 98.1
+    % of 1201, 97 to 100 % on each; without products 98.1 % of 1488, 94 to 100 % on each (`python
+    benchmarks/calibration.py --seeds 24`). A small block whose entries leave a gap at the median may be held less
+    often. Where noise is far larger than the median the value is little more than a guess, and mostly there is no
+    upper end.
 
     Args:
         problem: A `Problem`, an operator, or a `Diagonal` that is there already: then nothing more can be measured
