@@ -49,7 +49,9 @@ def test_every_process_has_the_numbers_of_one_process_with_all_batches(reports, 
     for key, value in expected.items():
         for report in mine:
             assert torch.allclose(report["numbers"][key], value, rtol=1e-8, atol=1e-10, equal_nan=True), key
-            assert torch.equal(report["numbers"][key].nan_to_num(), mine[0]["numbers"][key].nan_to_num()), key  # to the bit, on each process
+            assert torch.equal(report["numbers"][key].nan_to_num(), mine[0]["numbers"][key].nan_to_num()), (
+                key
+            )  # to the bit, on each process
     assert all(report["facts"] == facts(problem) for report in mine)
     assert torch.equal(mine[0]["alone"], expected["loss"])
     assert mine[0]["ranks"] == list(range(len(mine)))
