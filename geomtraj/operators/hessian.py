@@ -80,4 +80,4 @@ class Hessian(SymmetricOperator):
 
     def _matmat(self, vectors: Tensor) -> Tensor:
         total = self._engine.products(vectors.T.contiguous())
-        return (self.problem.over_ranks(total, of=vectors) / self.problem.total_weight).T
+        return self.problem.over_ranks(total, of=vectors).div_(self.problem.total_weight).T

@@ -35,7 +35,8 @@ class Way(ABC):
 
     def products(self, rows: Tensor) -> Tensor:
         """The products (k, P) with the rows of (k, P), one after the other."""
-        return torch.stack([self.product(row) for row in rows])
+        products = [self.product(row) for row in rows]
+        return torch.stack(products) if len(products) > 1 else products[0].unsqueeze(0)
 
     def block(self, rows: Tensor) -> Tensor:
         """The products (k, P) with the rows of (k, P), in one pass where the way has one."""
