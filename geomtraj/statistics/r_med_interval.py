@@ -173,10 +173,11 @@ def _surely(entries: Entries) -> float:
 
 
 def _log_mean(numbers: np.ndarray) -> float:
-    """The geometric mean; zero where half of the numbers are."""
+    """The geometric mean, what lies beyond the quartiles counting as they do; zero where half of the numbers are."""
     if not np.median(numbers) > 0:
         return 0.0
-    return float(np.exp(np.mean(np.log(np.maximum(numbers, np.finfo(float).tiny)))))
+    inner = np.clip(numbers, *np.quantile(numbers, [0.25, 0.75]))  # or a few draws near zero would decide
+    return float(np.exp(np.mean(np.log(np.maximum(inner, np.finfo(float).tiny)))))
 
 
 def _shrunk(magnitudes: np.ndarray, needed: np.ndarray, drawn: np.ndarray) -> np.ndarray:

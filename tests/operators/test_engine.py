@@ -15,9 +15,9 @@ from way_cases import WAY_CASES
 
 import geomtraj as gt
 from geomtraj.errors import ComputationError, InputError
+from geomtraj.failures import explained, is_out_of_memory
 from geomtraj.operators import choice
 from geomtraj.operators.choice import Timing
-from geomtraj.failures import explained, is_out_of_memory
 from geomtraj.operators.ways import WAYS
 from geomtraj.operators.ways.kept import Kept
 from geomtraj.operators.ways.linearized import LinearizedForward
