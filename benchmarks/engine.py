@@ -36,7 +36,7 @@ from geomtraj import tasks
 
 PEERS = ("hessian-eigenthings", "curvlinops", "pyhessian")
 STEPS, PROBES, PAIRS, RESIDUAL = 64, 4, 10, 1e-3
-WARM_UP = 30
+WARM_UP = 120
 """Products before any is timed, among them those by which geomtraj chooses its way."""
 
 

@@ -92,7 +92,7 @@ class ClusterSums:
         if exact:
             part = Sum(self.total)
         else:
-            doubt = torch.as_tensor(self._doubt) / (max(self._freedom, 1) * self._count) ** 2
+            doubt = torch.as_tensor(self._doubt) / (self._freedom * self._count) ** 2 if self._freedom else None
             part = Sum(self.total / self._count, self.variance / self._count, doubt)
         tally.add(self._name, self._index, part)
 
