@@ -93,6 +93,20 @@ def test_where_one_example_decides_degrees_of_freedom_are_those_of_its_probes():
     assert torch.allclose(one.dof[noisy], other.dof[noisy], rtol=1e-6)
 
 
+def test_degrees_of_freedom_do_not_depend_on_the_size_of_the_loss():
+    """Also in float32, which squares of small variances leave."""
+    problem, _ = build("gpt")
+    model = problem.model.float()
+
+    def scaled(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        losses, weights = problem._loss(model, batch)
+        return 1e-12 * losses, weights
+
+    usual, small = (probing(gt.Problem(model, loss, problem.batches), 6) for loss in (problem._loss, scaled))
+    noisy = usual.sem > 1e-5 * usual.values.abs().max()
+    assert torch.allclose(usual.dof[noisy], small.dof[noisy], rtol=1e-2)
+
+
 def regrouped(problem: gt.Problem, sizes: list[int]) -> gt.Problem:
     first = next(iter(problem.batches))
     if isinstance(first, dict):

@@ -102,4 +102,4 @@ def probing(problem: Problem, samples: int = 64, seed: int = 0, theta: Tensor | 
         remarks.append("one sample gives no standard errors: use at least two")
     status = describe(values, problem.layout, "; ".join(remarks))
     cost = Cost(round(products / max(batches, 1)), time.perf_counter() - start)
-    return Diagonal(values, variances.sqrt(), problem.layout, "probing", cost, status, dof)
+    return Diagonal(values, variances.sqrt().to(values.dtype), problem.layout, "probing", cost, status, dof)

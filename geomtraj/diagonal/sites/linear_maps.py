@@ -109,7 +109,7 @@ class Weight(LinearMap):
 
     def weighted(self, d: Tensor, power: int) -> Tensor:
         """Sum over examples and positions of d (B, T, U) times the inputs to that power, (K,)."""
-        return self._together(self._grouped(d.unsqueeze(1)), self._x.pow(power)) * self.scale ** (power - 1)
+        return self._together(self._grouped(d.unsqueeze(1)), self._x.to(d.dtype).pow(power)) * self.scale ** (power - 1)
 
     def _together(self, v: Tensor, x: Tensor) -> Tensor:
         """The products (K,) summed over examples, by one matrix product."""
@@ -143,7 +143,7 @@ class Channel(LinearMap):
 
     def weighted(self, d: Tensor, power: int) -> Tensor:
         """Sum over examples and positions of d times the factor to that power, (U,)."""
-        d = d if self._factor is None else d * self._factor.pow(power)
+        d = d if self._factor is None else d * self._factor.to(d.dtype).pow(power)
         return d.sum((0, 1)) * self.scale**power
 
 

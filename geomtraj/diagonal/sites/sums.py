@@ -20,7 +20,7 @@ class Sum(NamedTuple):
         value: The sum.
         variance: The sum of the terms' variances v_c.
         doubt: The sum of v_c^2 / (f_c + 2), f_c the degrees of freedom of v_c: (sum v_c)^2 over it, less 2, are those
-            of the sum.
+            of the sum. In float64: squares of variances leave float32's range.
     """
 
     value: Tensor
@@ -32,7 +32,7 @@ class Tally:
     """Running sums by parameter, each with one more entry for what belongs nowhere."""
 
     def __init__(self, parameters: Mapping[str, Tensor]):
-        self._totals = {name: p.new_zeros(3, p.numel() + 1) for name, p in parameters.items()}
+        self._totals = {name: p.new_zeros(3, p.numel() + 1, dtype=torch.float64) for name, p in parameters.items()}
 
     def add(self, name: str, index: Tensor | None, part: Sum) -> None:
         """Add to the sums of one parameter at these places, or (None) at all of them."""
@@ -42,14 +42,15 @@ class Tally:
             if index is None:
                 total[: more.numel()] += more
             else:
-                total.index_add_(0, index, more)
+                total.index_add_(0, index, more.to(total.dtype))
 
     def flat(self, problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
-        """The diagonal (P,), its variances and their degrees of freedom (P,), over all processes."""
+        """The diagonal (P,), its variances in float64 and their degrees of freedom (P,), over all processes."""
         flat = [problem.layout.flatten({n: t[row, :-1] for n, t in self._totals.items()}) for row in range(3)]
         values, variances, doubts = problem.over_ranks(torch.stack(flat))
         dof = torch.where(variances == 0, torch.inf, (variances.square() / doubts - 2).clamp_min(1))
-        return values / problem.total_weight, variances.clamp_min(0) / problem.total_weight**2, dof
+        variances = variances.clamp_min(0) / problem.total_weight**2
+        return (values / problem.total_weight).to(problem.dtype), variances, dof.to(problem.dtype)
 
 
 class ClusterSums:
@@ -68,7 +69,7 @@ class ClusterSums:
         if with_spread:
             spread = (estimates - estimates.mean(1, keepdim=True)).square_().sum(1)
             self._spread = self._spread + spread.sum(0)
-            self._doubt = self._doubt + spread.square_().sum(0) / (estimates.shape[1] + 1)
+            self._doubt = self._doubt + spread.double().square_().sum(0) / (estimates.shape[1] + 1)
 
     def added(self, count: int, with_spread: bool = False) -> None:
         """Say that `count` vectors have been added for every range of examples."""
@@ -124,6 +125,6 @@ class PointwiseSums:
                 tally.add(m.name, m.index, Sum(m.weighted(mean * count, 2)))
             return
         variance = torch.as_tensor(self._squares) / (count * (count - 1) if count > 1 else torch.nan)
-        doubt = variance.square() / (count + 1)
+        doubt = variance.double().square() / (count + 1)
         for m in maps:
             tally.add(m.name, m.index, Sum(m.weighted(mean, 2), m.weighted(variance, 4), m.weighted(doubt, 8)))
