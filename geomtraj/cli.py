@@ -83,12 +83,12 @@ def task_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--steps", type=int, help="Optimizer steps; the task's default if left out.")
 @click.option("--seed", type=int, default=0, help="Seed of initial parameters and batches.")
 @click.option("--iterates", type=int, default=7, help="How many iterates to record besides step 0.")
+@click.option("--full-batch", is_flag=True, help="Train on the whole evaluation set: no gradient noise.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the trajectory.")
 @THREADS
 def train_command(
     task_name: str, options: tuple[str, ...], text: Path | None, device: str, optimizer: str, lr: float | None,
-    hyper: tuple[str, ...], steps: int | None, seed: int, iterates: int, out: Path,
-    threads: int,
+    hyper: tuple[str, ...], steps: int | None, seed: int, iterates: int, full_batch: bool, out: Path, threads: int,
 ) -> None:  # fmt: skip
     """Train a built-in task with one optimizer, recording the trajectory.
 
@@ -99,8 +99,9 @@ def train_command(
     total = task.default_steps if steps is None else steps
     if iterates < 1 or total < 1:
         raise InputError(f"--iterates {iterates} and --steps {total} must be at least 1.")
+    schedule = spread(total, iterates)
     trajectory = train(
-        task, optimizer, lr, steps, seed, path=out, schedule=spread(total, iterates), **_pairs(hyper, "--hyper")
+        task, optimizer, lr, steps, seed, path=out, schedule=schedule, full_batch=full_batch, **_pairs(hyper, "--hyper")
     )
     summary = {
         "status": trajectory.status,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ def train(
     *,
     path: str | Path,
     schedule: Schedule | None = None,
+    full_batch: bool = False,
     resume: bool = True,
     progress: bool = True,
     **hyper: Any,
@@ -47,6 +49,8 @@ def train(
         seed: Of the initial parameters and of the training batches.
         path: Folder of the trajectory.
         schedule: Which steps to record, beside step 0 and the last; None for `spread(steps)`.
+        full_batch: Whether every step takes the gradient of the loss that is measured, the task's whole evaluation set,
+            so that there is no gradient noise.
         resume: Whether to go on with, or return, what stands in the folder; False refuses a folder in use.
         progress: Whether to show a progress bar on stderr.
         **hyper: The optimizer's other hyperparameters.
@@ -71,17 +75,22 @@ def train(
         "hyper": optimizers.hyperparameters(optimizer, **hyper),
         "seed": seed,
         "steps": steps,
+        "full_batch": full_batch,
     }
     finished = _finished(Path(path), meta) if resume else None
     if finished is not None:
         return finished
+    everything = task.evaluation() if full_batch else []
+
+    def batches(step: int) -> list[Any]:
+        return everything or [task.batch(step, seed)]
 
     with Recorder(path, model, optim, schedule, meta, resume=resume) as rec:
         label = f"{task.name} {optimizer} seed {seed}"
         bar = tqdm(total=steps, initial=rec.step, desc=label, unit="step", disable=not progress, file=sys.stderr)
         with bar:
             for step in range(rec.step, steps):
-                loss = mean_loss(task, model, task.batch(step, seed))
+                loss = mean_loss(task, model, batches(step))
                 rec.log(loss=loss)
                 if rec.diverged:
                     break
@@ -93,7 +102,7 @@ def train(
                     bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
             else:
                 with torch.no_grad():
-                    rec.log(loss=mean_loss(task, model, task.batch(steps, seed)))
+                    rec.log(loss=mean_loss(task, model, batches(steps)))
     return Trajectory(path)
 
 
@@ -102,13 +111,15 @@ def spread(steps: int, iterates: int = 7) -> Schedule:
     return at(sorted({max(1, round(steps * 30 ** (k / max(iterates - 1, 1) - 1))) for k in range(iterates)}))
 
 
-def mean_loss(task: Task, model: nn.Module, batch: Any) -> Tensor:
-    """The batch's loss, 0-d: sum(w * losses) / sum(w), with equal weights where the task gives none."""
-    losses = task.loss(model, batch)
-    if isinstance(losses, tuple):
-        values, weights = losses
-        return (values * weights).sum() / weights.expand_as(values).sum()
-    return losses.mean()
+def mean_loss(task: Task, model: nn.Module, batches: Iterable[Any]) -> Tensor:
+    """The loss over all batches, 0-d: sum(w * losses) / sum(w), with equal weights where the task gives none."""
+    total = count = torch.zeros(())
+    for batch in batches:
+        losses = task.loss(model, batch)
+        values, weights = losses if isinstance(losses, tuple) else (losses, torch.ones_like(losses))
+        total = total + (values * weights).sum()
+        count = count + weights.expand_as(values).sum()
+    return total / count
 
 
 def _finished(path: Path, meta: dict[str, Any]) -> Trajectory | None:
@@ -117,6 +128,7 @@ def _finished(path: Path, meta: dict[str, Any]) -> Trajectory | None:
         return None
     trajectory = Trajectory(path)
     there, here = dict(trajectory.meta), json.loads(json.dumps(meta))
+    there.setdefault("full_batch", False)  # runs recorded before there was a choice
     for key in here:
         longer = key == "steps" and here[key] >= there.get(key, 0)
         if there.get(key) != here[key] and not longer:

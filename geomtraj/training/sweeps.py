@@ -1,11 +1,11 @@
-"""Chooses learning rates: the same log grid and the same number of runs for every optimizer."""
+"""Chooses learning rates: a log grid with the same number of runs for every optimizer."""
 
 from __future__ import annotations
 
 import datetime
 import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 
 from geomtraj import tasks
 from geomtraj._version import __version__
-from geomtraj.errors import ComputationError, InputError
+from geomtraj.errors import ComputationError, InputError, unknown_name
 from geomtraj.tasks import Task
 from geomtraj.training import learning_rates, optimizers
 from geomtraj.training.loop import train
@@ -29,7 +29,7 @@ class SweepRow:
 
     Attributes:
         lr: The learning rate.
-        losses: Evaluation loss after the last step, one for each seed; None where the run diverged.
+        losses: Loss at the end, one for each seed; None where the run diverged.
         mean: Mean of the losses; None if one run diverged.
     """
 
@@ -45,7 +45,7 @@ class Sweep:
     Attributes:
         task: Name of the task.
         optimizer: Name of the optimizer.
-        lr: The learning rate with the lowest mean evaluation loss.
+        lr: The learning rate with the lowest mean loss.
         at_edge: Whether it is the smallest or the largest one tried, so that a better one may lie beyond.
         rows: All learning rates tried, in order.
     """
@@ -66,10 +66,12 @@ def sweep(
     *,
     path: str | Path,
     extend: int = 2,
+    by: str = "evaluation",
+    full_batch: bool = False,
     save: str | Path | None = None,
     progress: bool = True,
 ) -> dict[str, Sweep]:
-    """Train with every optimizer at every learning rate and choose by the mean evaluation loss at the end.
+    """Train with every optimizer at every learning rate and choose by the mean loss over seeds at the end.
 
     Every optimizer gets the same number of learning rates. Where the best stands at the end of the grid, the grid
     grows by its own ratio, up to `extend` times. Finished runs in `path` are not run again.
@@ -83,6 +85,9 @@ def sweep(
         seeds: Seeds of the runs at each learning rate; other ones than those of the runs to come.
         path: Folder of the runs.
         extend: How many further learning rates an optimizer may get.
+        by: "evaluation", the loss of the evaluation set after the last step, or "training", the mean loss of the
+            training batches of the last tenth of the steps.
+        full_batch: As for `train`.
         save: JSON file for the result (`learning_rates.PATH` for the package's own); written optimizer by
             optimizer.
         progress: Whether to show progress bars on stderr.
@@ -91,22 +96,31 @@ def sweep(
         InputError: An unknown name or an empty grid.
         ComputationError: Every run of an optimizer diverged.
     """
+    if by not in FINAL_LOSSES:
+        raise unknown_name("loss to choose by", str(by), FINAL_LOSSES)
     task = tasks.make(task) if isinstance(task, str) else task
     steps = task.default_steps if steps is None else steps
     grids = {name: _grid(name, grid) for name in names}
     if not seeds:
         raise InputError("a sweep needs at least one seed.")
     found: dict[str, Sweep] = {}
+
+    def final_loss(name: str, lr: float, seed: int) -> float | None:
+        folder = Path(path) / task.name / f"{name}-lr{lr:g}-seed{seed}"
+        ends = at([0, steps])
+        run = train(task, name, lr, steps, seed, path=folder, schedule=ends, full_batch=full_batch, progress=progress)
+        return FINAL_LOSSES[by](task, run)
+
     for name in names:
 
         def row(lr: float, name: str = name) -> SweepRow:
-            losses = tuple(_final_loss(task, name, lr, steps, seed, Path(path), progress) for seed in seeds)
+            losses = tuple(final_loss(name, lr, seed) for seed in seeds)
             finite = [loss for loss in losses if loss is not None]
             return SweepRow(lr, losses, sum(finite) / len(finite) if len(finite) == len(losses) else None)
 
         found[name] = _choose(task.name, name, [row(lr) for lr in grids[name]], row, extend)
         if save is not None:
-            entry = {"lr": found[name].lr, "sweep": _provenance(task, found[name], steps, seeds)}
+            entry = {"lr": found[name].lr, "sweep": _provenance(task, found[name], steps, seeds, by)}
             learning_rates.save(task.name, {name: entry}, Path(save))
     return found
 
@@ -121,10 +135,19 @@ def evaluation_loss(task: Task, trajectory: Trajectory) -> float | None:
     return loss if math.isfinite(loss) else None
 
 
-def _final_loss(task: Task, name: str, lr: float, steps: int, seed: int, path: Path, progress: bool) -> float | None:
-    folder = path / task.name / f"{name}-lr{lr:g}-seed{seed}"
-    trajectory = train(task, name, lr, steps, seed, path=folder, schedule=at([0, steps]), progress=progress)
-    return evaluation_loss(task, trajectory)
+def training_loss(task: Task, trajectory: Trajectory) -> float | None:
+    """Mean loss of the training batches in the last tenth of the logged steps; None if the run diverged."""
+    del task
+    losses = [row["loss"] for row in trajectory.log if "loss" in row]
+    last = losses[-math.ceil(len(losses) / 10) :]
+    mean = sum(last) / len(last) if last else math.nan
+    return mean if trajectory.status != "diverged" and math.isfinite(mean) else None
+
+
+FINAL_LOSSES: dict[str, Callable[[Task, Trajectory], float | None]] = {
+    "evaluation": evaluation_loss,
+    "training": training_loss,
+}
 
 
 def _choose(task: str, name: str, rows: list[SweepRow], run: Any, extend: int) -> Sweep:
@@ -166,11 +189,12 @@ def _rounded(lr: float) -> float:
     return float(f"{lr:.2g}")
 
 
-def _provenance(task: Task, result: Sweep, steps: int, seeds: Sequence[int]) -> dict[str, Any]:
+def _provenance(task: Task, result: Sweep, steps: int, seeds: Sequence[int], by: str) -> dict[str, Any]:
     grid = [row.lr for row in result.rows]
     return {
         "rows": [asdict(row) for row in result.rows],
         "at_edge": result.at_edge,
+        "chosen by": f"{by} loss",
         "steps": steps,
         "seeds": list(seeds),
         "task_options": task.options,

@@ -41,6 +41,23 @@ def test_training_is_the_plain_loop(tmp_path):
     assert meta["hyper"] == {"momentum": 0.8} and meta["task_options"] == TASK.options
 
 
+def test_full_batch_training_follows_the_measured_loss_without_noise(tmp_path):
+    task = tasks.make("digits-mlp", width=8, eval_examples=200)  # two micro-batches of unlike sizes
+    arguments = {"lr": 0.1, "steps": 4, "full_batch": True, "schedule": every(1), "progress": False}
+    trajectory = train(task, "sgd", seed=3, path=tmp_path / "run", **arguments)
+    model = task.model(3)
+    assert len(task.evaluation()) == 2 and trajectory.meta["full_batch"] is True
+    for k, (step, loss) in enumerate(losses(trajectory)):
+        trajectory.load_into(model, step)
+        problem = task.problem(model)
+        assert loss == pytest.approx(float(problem.loss()), rel=1e-6)
+        if k < 4:
+            after = trajectory[k].theta - 0.1 * problem.gradient()
+            assert torch.allclose(after, trajectory[k + 1].theta, atol=1e-6)
+    with pytest.raises(InputError, match="full_batch True, not False"):
+        train(task, "sgd", seed=3, path=tmp_path / "run", **{**arguments, "full_batch": False})
+
+
 def test_the_default_schedule_has_eight_iterates(tmp_path):
     trajectory = train(TASK, "sgd", lr=0.01, steps=100, path=tmp_path, progress=False)
     assert len(trajectory) == 8 and trajectory.steps[:3] == [0, 3, 6] and trajectory.steps[-1] == 100
@@ -120,7 +137,8 @@ def test_weighted_losses_are_averaged_by_their_weights():
 
     model = nn.Identity()
     batch = torch.tensor([[1.0, 2.0], [5.0, 6.0], [3.0, 4.0]])
-    assert mean_loss(Weighted, model, batch) == pytest.approx((1 + 2 + 3 * 3 + 3 * 4) / 8)
+    assert mean_loss(Weighted, model, [batch]) == pytest.approx((1 + 2 + 3 * 3 + 3 * 4) / 8)
+    assert mean_loss(Weighted, model, [batch, 3 * batch]) == pytest.approx(4 * (1 + 2 + 3 * 3 + 3 * 4) / 16)
 
 
 def test_bad_arguments_and_a_shown_bar(tmp_path, capsys):

@@ -7,6 +7,7 @@ from geomtraj import tasks
 from geomtraj.errors import ComputationError, InputError
 from geomtraj.training import SweepRow, learning_rates, optimizers, sweep
 from geomtraj.training.sweeps import _choose
+from geomtraj.trajectory import Trajectory
 
 TASK = tasks.make("digits-mlp", width=8, batch_size=8, eval_examples=32)
 LINEAR = tasks.make("two-layer-linear", d=4, alpha=0.2)
@@ -63,6 +64,18 @@ def test_a_sweep_trains_evaluates_and_stores_with_its_provenance(tmp_path):
     times = [(run / "manifest.json").stat().st_mtime_ns for run in runs]
     assert sweep(TASK, ["adam", "sgdm"], path=tmp_path / "runs", **arguments) == found
     assert times == [(run / "manifest.json").stat().st_mtime_ns for run in runs]
+
+
+def test_the_choice_may_be_by_training_loss(tmp_path):
+    arguments = {"grid": [1e-4, 1e-2], "steps": 30, "seeds": [1], "progress": False, "extend": 0}
+    found = sweep(TASK, ["adam"], path=tmp_path, by="training", full_batch=True, **arguments)["adam"]
+    for row in found.rows:
+        run = Trajectory(tmp_path / "digits-mlp" / f"adam-lr{row.lr:g}-seed1")
+        assert run.meta["full_batch"]
+        assert row.mean == pytest.approx(sum(r["loss"] for r in run.log[-4:]) / 4)  # of 31
+    assert found.lr == 1e-2
+    with pytest.raises(InputError, match="unknown loss to choose by 'test'"):
+        sweep(TASK, ["adam"], path=tmp_path, by="test", **arguments)
 
 
 def test_diverged_runs_are_kept_as_such(tmp_path):
