@@ -6,6 +6,8 @@ tables and figures made from the results; `start`, `compute` and `finish` do the
 
 from __future__ import annotations
 
+import copy
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -64,7 +66,7 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--out", type=click.Path(path_type=Path), help="Folder  [runs/analyses/NAME]."),
         click.option(
             "--set", "settings", multiple=True, metavar="NAME=VALUE",
-            help="Value of the config, as JSON, repeatable: --set seeds=[5,6].",
+            help="Value of the config, as JSON, repeatable: --set seeds=[5,6]; a.b=1 is b of the table a.",
         ),
         click.option("--config", type=click.Path(path_type=Path), help="JSON file  [analyses/configs/NAME.json]."),
         click.option("--scale", type=click.Choice(SCALES), default="small", help="Which part of the config."),
@@ -100,23 +102,28 @@ class Analysis:
 
 def start(
     name: str, scale: str, config: Path | None, settings: Sequence[str], out: Path | None, device: str, workers: int,
-    publish: bool,
+    publish: bool, base: str | None = None,
 ) -> Analysis:  # fmt: skip
-    """The analysis that the options of `options` describe.
+    """The analysis that the options of `options` describe; with `base`, configs/base/BASE.json gives further values.
 
     Raises:
         InputError: A config or a setting that cannot be read, or a name that the script's own config lacks.
     """
-    values = _scaled(HERE / "configs" / f"{name}.json", scale)
-    known = dict(values)
+    known = _scaled(HERE / "configs" / "base" / f"{base}.json", scale) if base else {}
+    known |= _scaled(HERE / "configs" / f"{name}.json", scale)
+    values = copy.deepcopy(known)
     if config is not None:
         values.update(_scaled(config, scale))
     for setting in settings:
         key, _, text = setting.partition("=")
+        *tables, last = key.split(".")
         try:
-            values[key] = json.loads(text)
+            place = functools.reduce(lambda table, part: table[part], tables, values)
+            place[last] = json.loads(text)
         except ValueError:
             raise InputError(f"cannot read --set {setting!r}: write NAME=VALUE with a value in JSON.") from None
+        except (KeyError, TypeError):
+            raise InputError(f"cannot read --set {setting!r}: the config has no table {'.'.join(tables)}.") from None
     for key, value in values.items():
         if key not in known:
             raise unknown_name(f"value of {name}'s config", key, known)
@@ -234,7 +241,8 @@ def _alike(value: Any, known: Any) -> bool:
     if isinstance(known, list):
         return isinstance(value, list) and bool(value) and all(_alike(v, known[0]) for v in value)
     if isinstance(known, dict):
-        return isinstance(value, dict) and value.keys() == known.keys()
+        table = all(isinstance(entry, dict) for entry in known.values())  # of things by name
+        return isinstance(value, dict) and bool(table or value.keys() == known.keys())
     if isinstance(known, float):
         return isinstance(value, (int, float))
     return isinstance(value, type(known))

@@ -74,6 +74,24 @@ def show(**options):
     click.echo(json.dumps(machinery.start("two_layer_linear", **options).config))
 
 
+@click.command("two_layer_linear", cls=machinery.Command)
+@machinery.options
+def show_with_base(**options):
+    click.echo(json.dumps(machinery.start("two_layer_linear", **options, base="trajectories").config))
+
+
+def test_a_base_gives_further_values_and_a_dot_reaches_into_tables():
+    def shown(*arguments):
+        return CliRunner().invoke(show_with_base, ["--set", *" --set ".join(arguments).split()])
+
+    config = json.loads(shown('recipes.language.options.text="my.txt"', "recipes.language.steps=7", "seeds=[3]").output)
+    assert config["recipes"]["language"]["options"]["text"] == "my.txt" and config["recipes"]["language"]["steps"] == 7
+    assert config["seeds"] == [3] and config["dims"] == config_of()["dims"] and len(config["recipes"]) > 2
+    for wrong in ("recipes.russian.steps=7", "seeds.language=7"):
+        result = shown(wrong)
+        assert result.exit_code == 2 and f"has no table {wrong.rpartition('.')[0]}" in result.stderr
+
+
 def config_of(*arguments):
     return json.loads(CliRunner().invoke(show, list(map(str, arguments)), catch_exceptions=False).output)
 
