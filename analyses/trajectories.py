@@ -156,7 +156,7 @@ def travel(job: Job) -> Result:
     log = results.log[:: max(len(results.log) // 200, 1)]
     return {
         "path": str(trajectory.path),
-        "manifest": {key: trajectory.manifest.get(key) for key in ("status", "meta")},
+        "manifest": {key: trajectory.manifest.get(key) for key in ("status", "meta", "parameters")},
         "measurements": [m.to_json() for m in results.measurements],
         "log": log,
     }

@@ -47,6 +47,7 @@ def test_runs_are_tuned_trained_and_measured(tmp_path):
     stored = Trajectory(runs["sgdm"][1].path)
     assert stored.meta["lr"] == rates["digits"]["sgdm"].lr and stored.meta["task_options"]["width"] == 8
     assert runs["sgdm"][1].steps == stored.steps[1:] and stored.steps[-1] == 20 and len(stored) == 4
+    assert runs["adam"][0].manifest["parameters"]["head.weight"] == [10, 8]
     table = contrast(runs, at="loss")
     assert {row.label for row in table} >= {"head.weight", "all"} and not table.notes
     tenth = trajectories.variant(runs["adam"][0], "tenth")
