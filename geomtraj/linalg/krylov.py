@@ -7,7 +7,6 @@ import math
 import torch
 from torch import Tensor
 
-from geomtraj.linalg.chunks import products
 from geomtraj.linalg.lanczos import BREAKDOWN_EPS
 from geomtraj.operators.base import SymmetricOperator
 
@@ -157,36 +156,32 @@ class KrylovSpace:
         direction = torch.cat([coefficients, torch.tensor([norm], dtype=torch.float64)])[self.pending]
         return self.turn(direction * max(self.norm, 1.0))
 
-    def absorb(self, vectors: Tensor, images: Tensor | None = None) -> None:
+    def absorb(self, vectors: Tensor, images: Tensor) -> None:
         """Begins an empty space with the span of several vectors, expanded.
 
         Nearly dependent combinations of the vectors are left out.
 
         Args:
-            vectors: Columns (P, m), each of a length near 1.
-            images: H times them (P, m), if known; made by m products, in blocks, if not.
+            vectors: Rows (m, P), each of a length near 1.
+            images: H times them (m, P).
         """
-        basis, factor = _independent(vectors)
-        if images is None:
-            images = products(self.H, basis)
-            self.matvecs += basis.shape[1]
-        else:
-            images = images @ factor
-        m = basis.shape[1]
-        lengths = torch.linalg.vector_norm(images, dim=0)
+        basis, factor = _orthonormal(vectors)
+        images = factor @ images
+        m = basis.shape[0]
+        lengths = torch.linalg.vector_norm(images, dim=1)
         if not m or not torch.isfinite(lengths).all():
             self.finite = self.finite and not m
             return
         self.norm = max(self.norm, float(lengths.max()))
-        self.rows[:m] = basis.T
+        self.rows[:m] = basis
         self.expanded = list(range(m))
-        coefficients = self.rows[:m] @ images
-        rest = images - self.rows[:m].T @ coefficients
-        again = self.rows[:m] @ rest
-        rest = rest - self.rows[:m].T @ again
+        coefficients = images @ basis.T
+        rest = images.addmm_(coefficients, basis, alpha=-1.0)
+        again = rest @ basis.T
+        rest = rest.addmm_(again, basis, alpha=-1.0)
         inner = (coefficients + again).to("cpu", torch.float64)
         self.M[:m, :m] = (inner + inner.T) / 2
-        directions, upper = torch.linalg.qr(rest)
+        directions, upper = torch.linalg.qr(rest.T)
         left, lengths, right = torch.linalg.svd(upper.to("cpu", torch.float64), full_matrices=False)
         for j in range(m):
             if lengths[j] > BREAKDOWN_EPS * torch.finfo(self.rows.dtype).eps * self.norm:
@@ -223,11 +218,20 @@ class KrylovSpace:
         self.expanded, self.pending = list(range(kept)), list(range(kept, kept + waiting))
 
 
-def _independent(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Orthonormal columns (P, n), n <= m, that span all but nearly dependent columns (P, m), as vectors @ factor."""
-    directions, upper = torch.linalg.qr(vectors)
-    left, lengths, right = torch.linalg.svd(upper.to("cpu", torch.float64), full_matrices=False)
-    kept = lengths > DEPENDENT * lengths[:1].sum()
-    basis = directions @ left[:, kept].to(directions.device, directions.dtype)
-    factor = right[kept].T / lengths[kept]
-    return basis, factor.to(vectors.device, vectors.dtype)
+def _orthonormal(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Orthonormal rows (n, P), n <= m, that span all but nearly dependent rows (m, P), as factor @ vectors.
+
+    Twice by the eigenvectors of the Gram matrix: products of matrices only, many times faster than Householder's QR.
+
+    Source:
+        Stathopoulos and Wu 2002, "A block orthogonalization procedure with constant synchronization requirements".
+    """
+    factor = torch.eye(vectors.shape[0], dtype=torch.float64)
+    rows = vectors
+    for _ in range(2):
+        squares, turned = torch.linalg.eigh((rows @ rows.T).to("cpu", torch.float64))
+        kept = squares > DEPENDENT**2 * squares[-1:].sum()
+        step = turned[:, kept].T / squares[kept, None].sqrt()
+        factor = step @ factor
+        rows = step.to(rows.device, rows.dtype) @ rows
+    return rows, factor.to(rows.device, rows.dtype)

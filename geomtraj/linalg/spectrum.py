@@ -22,6 +22,8 @@ from geomtraj.operators.base import SymmetricOperator
 
 COPIES = 1e-3
 """Eigenvalues closer than this share of the largest may be copies of one."""
+DISTANCES = (0.5, 0.1, 0.01)
+"""Ritz vectors are taken while they lie this far from the span of those taken before; what is nearer is a copy."""
 BESIDE = 4
 """Ritz pairs kept of each run beside the k wanted ones."""
 
@@ -111,38 +113,49 @@ def spectrum(
 
 
 class _Harvest:
-    """What is kept of each run once its basis is gone: its best Ritz pairs and its first step."""
+    """What is kept of each run once its basis is gone: its best Ritz pairs, its remainder and its first step."""
 
     def __init__(self, H: SymmetricOperator, k: int, which: str):
         self.H, self.k, self.which = H, k, which
         self.starts: list[Tensor] = []
         self.alphas: list[float] = []
         self.vectors: list[Tensor] = []
-        self.images: list[Tensor] = []
+        self.values: list[Tensor] = []
+        self.remainders: list[Tensor] = []
+        self.last: list[Tensor] = []
 
     def add(self, run: LanczosRun) -> None:
-        """Takes the Ritz vectors that `which` prefers, and H times them, which the run knows without a product."""
+        """Takes the Ritz vectors that `which` prefers; H times them is known by the run without a product."""
         if run.status == "non-finite product":
             self.alphas.append(math.nan)
             return
-        basis = run.basis
+        basis, device = run.basis, self.H.device
         chosen = best(run.ritz, self.which, self.k + BESIDE)
-        S = run.coefficients[:, chosen].to(basis.device, basis.dtype)
-        vectors = basis @ S
-        images = vectors * run.ritz[chosen].to(basis.device, basis.dtype) + torch.outer(run.remainder, S[-1])
-        self.vectors.append(vectors.to(self.H.device))
-        self.images.append(images.to(self.H.device))
-        self.starts.append(basis[:, 0].to(self.H.device, copy=True))
+        S = run.coefficients[:, chosen]
+        self.vectors.append((S.T.to(basis.device, basis.dtype) @ basis.T).to(device))
+        self.values.append(run.ritz[chosen])
+        self.remainders.append(run.remainder.to(device, copy=True))
+        self.last.append(S[-1:])
+        self.starts.append(basis[:, 0].to(device, copy=True))
         self.alphas.append(float(run.alphas[0]))
 
     def space(self, capacity: int) -> KrylovSpace:
-        """The space of all Ritz vectors."""
-        width = sum(vectors.shape[1] for vectors in self.vectors)
+        """The space of all Ritz vectors; of an eigenvector that several runs found, the best copy.
+
+        H V = V diag(values) + R last, with a remainder in R for each run.
+        """
+        width = sum(vectors.shape[0] for vectors in self.vectors)
         space = KrylovSpace(self.H, max(capacity, width) + len(self.alphas) + 1)
         if self.vectors:
-            space.absorb(torch.cat(self.vectors, dim=1), torch.cat(self.images, dim=1))
-        space.finite = len(self.vectors) == len(self.alphas)
-        self.vectors, self.images = [], []
+            V, R = torch.cat(self.vectors), torch.stack(self.remainders)
+            self.vectors, self.remainders = [], []
+            values, last = torch.cat(self.values), torch.block_diag(*self.last)
+            residuals = last.abs().T @ torch.linalg.vector_norm(R, dim=1).to("cpu", torch.float64)
+            kept = independent((V @ V.T).to("cpu", torch.float64), residuals.argsort().tolist())
+            V, values, last = V[kept], values[kept], last[:, kept]
+            images = (V * values[:, None].to(V)).addmm_(last.T.to(V), R)
+            space.absorb(V, images)
+        space.finite = len(self.values) == len(self.alphas)
         return space
 
     def trace(self, pairs: Eigenpairs, matvecs: int) -> Estimate:
@@ -163,3 +176,22 @@ class _Harvest:
         if values.numel() == self.H.shape[0]:
             return torch.ones_like(values, dtype=torch.bool)
         return better_than(values, *worst_of(values, self.which), COPIES * values.abs().max())
+
+
+def independent(gram: Tensor, order: list[int]) -> list[int]:
+    """Indices of vectors of length 1 with this Gram matrix (m, m), float64, whose span misses none by much.
+
+    In the given order, but those that are far from the span of others before those that are near, so that few copies of
+    a multiple eigenvector make a well-conditioned set.
+    """
+    kept: list[int] = []
+    factor = torch.zeros_like(gram)
+    for distance in DISTANCES:
+        for i in (i for i in order if i not in kept):
+            n = len(kept)
+            along = torch.linalg.solve_triangular(factor[:n, :n], gram[kept, i, None], upper=False)[:, 0]
+            square = float(gram[i, i] - along.square().sum())
+            if square > distance**2:
+                factor[n, :n], factor[n, n] = along, math.sqrt(square)
+                kept.append(i)
+    return kept

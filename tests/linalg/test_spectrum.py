@@ -8,7 +8,7 @@ from geomtraj.errors import InputError
 from geomtraj.linalg.density import spectral_density
 from geomtraj.linalg.eigen import eigsh
 from geomtraj.linalg.ends import certain
-from geomtraj.linalg.spectrum import spectrum
+from geomtraj.linalg.spectrum import independent, spectrum
 from geomtraj.operators.matrix import MatrixOperator
 
 
@@ -49,6 +49,17 @@ def test_copies_beyond_the_number_of_probes_are_found():
     for probes in (1, 2, 3):
         found = spectrum(operator(w), steps=30, probes=probes, k=6, which="LA")
         assert found.eigenpairs.values.tolist() == pytest.approx([5, 5, 5, 5, 4, 4], abs=1e-5)
+
+
+def test_near_copies_are_left_out_and_the_farthest_taken_first():
+    def kept(*vectors, order=None):
+        V = torch.nn.functional.normalize(torch.tensor(vectors).double(), dim=1)
+        return independent(V @ V.T, order or list(range(len(vectors))))
+
+    assert kept([1.0, 0, 0], [1, 1e-3, 0], [0, 1, 0]) == [0, 2]
+    assert kept([1.0, 0, 0], [1, 1e-3, 0], [0, 1, 0], order=[1, 0, 2]) == [1, 2]
+    assert kept([1.0, 0, 0], [1, 0.05, 0], [0, 1, 0], [0, 0, 1]) == [0, 2, 3]
+    assert kept([1.0, 0], [1, 0.05]) == [0, 1]
 
 
 def test_short_runs_are_refined():
