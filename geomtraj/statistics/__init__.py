@@ -10,14 +10,18 @@ from geomtraj.statistics.loss import Loss
 from geomtraj.statistics.r_med import MedianConditionRatio, RMed, r_med
 from geomtraj.statistics.spectrum import Spectrum
 from geomtraj.statistics.trace import Trace
+from geomtraj.statistics.uniformity import SingularVectors
+from geomtraj.statistics.units import Units
 
 REGISTRY: dict[str, type[Statistic]] = {
     cls.name: cls
     for cls in (
         Loss,
         MedianConditionRatio,
+        SingularVectors,
         Spectrum,
         Trace,
+        Units,
     )
 }
 
@@ -54,9 +58,11 @@ __all__ = [
     "Point",
     "Quantity",
     "RMed",
+    "SingularVectors",
     "Spectrum",
     "Statistic",
     "Trace",
+    "Units",
     "r_med",
     "resolve",
 ]

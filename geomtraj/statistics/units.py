@@ -1,0 +1,108 @@
+"""Units around each weight matrix: how uneven their second moments are, and how many are close to dead."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+from geomtraj.linalg.chunks import at_least
+from geomtraj.statistics.base import Outcome, Point, Quantity, Statistic
+from geomtraj.statistics.uniformity import max_over_median
+from geomtraj.statistics.unit_moments import Moments, Part, unit_moments
+
+
+def near_dead(moments: Tensor, share: float) -> Tensor:
+    """Which units are close to dead (n,): second moment at most `share` times the median of those that are not 0."""
+    alive = moments[moments > 0]
+    return moments <= share * (float(alive.quantile(0.5)) if alive.numel() else 0.0)
+
+
+@dataclass(frozen=True)
+class Units(Statistic):
+    """R_med of K-FAC's diagonal, E[x_j^2] E[g_i^2], for each weight matrix, with what it is made of as details.
+
+    x is what comes in, g the gradient by what comes out (see `unit_moments`). Details by parameter: "input" and
+    "output", max over median of the two moments, whose product is the value up to the median of a product ("combined" =
+    value / (input * output)); "dead_inputs" and "dead_outputs", fractions of units with a second moment of at most
+    `dead` times the median of those that are not 0, on the input side of their activation, on the output side of the
+    gradient before the activation; "live", the value over the entries between units that are not near-dead;
+    "frequency", max over median of how often a row is looked up (a table) or of its mean predicted probability (what
+    the softmax is taken of). NaN where there is no such thing, as for the sides of a weight that is used in two ways.
+
+    The interval is that of the random vectors (jackknife): there is none for the batches, which are the loss.
+
+    Source: Martens, Grosse (2015), "Optimizing neural networks with Kronecker-factored approximate curvature", ICML.
+    """
+
+    name = "units"
+    title = "unevenness of units' second moments"
+
+    samples: int = 8
+    dead: float = 0.01
+    seed: int = 0
+
+    def measure(self, point: Point) -> Outcome:
+        """One quantity for each weight matrix."""
+        at_least("samples", self.samples, 2)
+        moments = unit_moments(point.problem, point.theta, self.samples, self.seed)
+        quantities, details = {}, {}
+        for name in point.problem.layout:
+            if name in moments.parts:
+                shape = point.problem.layout[name].shape
+                quantities[name], details[name] = _described(moments, name, math.prod(shape), self.dead)
+        remarks = [f"{name} is left out: {why}" for name, why in moments.left_out.items()]
+        if moments.fallback:
+            remarks.append("the curvature of the loss by the output is not known: gradients of the losses were taken")
+        if not quantities:
+            remarks.append("no weight matrix was found")
+        return Outcome(quantities, details, "; ".join(remarks) or "ok")
+
+
+def _described(moments: Moments, name: str, size: int, share: float) -> tuple[Quantity, dict[str, Any]]:
+    each = moments.diagonal(name, size)
+    quantity = _jackknife(each, max_over_median)
+    parts = moments.parts[name]
+    details: dict[str, Any] = {"kind": " and ".join(dict.fromkeys(p.kind for p in parts)), "value": quantity.value}
+    details |= dict.fromkeys(
+        ("input", "output", "combined", "dead_inputs", "dead_outputs", "live", "frequency"), math.nan
+    )
+    if len(parts) == 1:
+        details |= _sides(parts[0], quantity.value, share)
+    return quantity, details
+
+
+def _sides(part: Part, value: float, share: float) -> dict[str, float]:
+    x, g = part.moments, part.gradients.mean(0)  # (groups, inputs), (groups, outputs)
+    idle, dead = near_dead(x, share), near_dead(g, share)
+    entries = (g.unsqueeze(-1) * x.unsqueeze(-2))[~(dead.unsqueeze(-1) | idle.unsqueeze(-2))]
+    found = {"input": max_over_median(x), "output": max_over_median(g)}
+    product = found["input"] * found["output"]
+    found |= {
+        "combined": value / product if math.isfinite(product) and product else math.nan,
+        "dead_inputs": float(idle.double().mean()),
+        "dead_outputs": float(dead.double().mean()),
+        "live": max_over_median(entries),
+    }
+    if part.kind == "table":
+        found["frequency"] = found["input"]
+    elif part.probability is not None:
+        found["frequency"] = max_over_median(part.probability)
+    return found
+
+
+def _jackknife(each: Tensor, statistic: Callable[[Tensor], float]) -> Quantity:
+    """A positive statistic of the mean over samples (S, n), with the t-interval of its log by leaving one out."""
+    count, total = len(each), each.sum(0)
+    value = statistic(total / count)
+    if count < 2 or not (math.isfinite(value) and value > 0):
+        return Quantity(value)
+    left = torch.tensor([math.log(statistic((total - one) / (count - 1))) for one in each], dtype=torch.float64)
+    sem = math.sqrt((count - 1) / count * float((left - left.mean()).square().sum()))
+    half = float(stats.t.ppf(0.975, count - 1)) * sem
+    return Quantity(value, value * math.exp(-half), value * math.exp(half))
