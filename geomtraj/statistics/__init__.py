@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from geomtraj.errors import InputError, unknown_name
 from geomtraj.statistics.base import Outcome, Point, Quantity, Statistic
+from geomtraj.statistics.condition import Condition
 from geomtraj.statistics.loss import Loss
 from geomtraj.statistics.r_med import MedianConditionRatio, RMed, r_med
 from geomtraj.statistics.spectrum import Spectrum
@@ -16,6 +17,7 @@ from geomtraj.statistics.units import Units
 REGISTRY: dict[str, type[Statistic]] = {
     cls.name: cls
     for cls in (
+        Condition,
         Loss,
         MedianConditionRatio,
         SingularVectors,
