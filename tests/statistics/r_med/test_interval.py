@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from geomtraj.statistics.r_med_entries import Entries
-from geomtraj.statistics.r_med_interval import ratios
-from geomtraj.statistics.r_med_posterior import draws, may_be_mostly_zero
-from geomtraj.statistics.r_med_refine import Refinement
+from geomtraj.statistics.r_med.entries import Entries
+from geomtraj.statistics.r_med.interval import ratios
+from geomtraj.statistics.r_med.posterior import draws, may_be_mostly_zero
+from geomtraj.statistics.r_med.refine import Refinement
 
 SHAPES = {
     "flat": lambda rng, n: np.ones(n),

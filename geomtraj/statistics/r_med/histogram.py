@@ -7,7 +7,7 @@ import math
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-from geomtraj.statistics.r_med_entries import MANY, Entries, normal, student
+from geomtraj.statistics.r_med.entries import MANY, Entries, normal, student
 
 CELLS = 80
 """Cells of the histogram that stands for the entries' distribution."""

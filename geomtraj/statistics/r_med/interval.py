@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import ndtri
 
-from geomtraj.statistics.r_med_entries import Entries
-from geomtraj.statistics.r_med_histogram import PLAIN
-from geomtraj.statistics.r_med_posterior import draws, may_be_mostly_zero
+from geomtraj.statistics.r_med.entries import Entries
+from geomtraj.statistics.r_med.histogram import PLAIN
+from geomtraj.statistics.r_med.posterior import draws, may_be_mostly_zero
 
 PANEL = 1536
 """Entries that the median is taken from at most; their choice is random and its error counted."""

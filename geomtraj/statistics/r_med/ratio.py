@@ -18,8 +18,8 @@ from geomtraj.linalg.chunks import at_least
 from geomtraj.operators import Hessian, SymmetricOperator
 from geomtraj.problem import Problem
 from geomtraj.statistics.base import WAY, Outcome, Point, Quantity, Statistic
-from geomtraj.statistics.r_med_interval import Ratios, over
-from geomtraj.statistics.r_med_refine import Refinement
+from geomtraj.statistics.r_med.interval import Ratios, over
+from geomtraj.statistics.r_med.refine import Refinement
 
 ALL = "all"
 MEDIAN_GAP = 0.10
@@ -76,7 +76,7 @@ def r_med(
     """R_med of each block, and of all parameters together under the key "all".
 
     The diagonal comes with standard errors, and noise raises max|d| and shifts median|d|. Value and interval are
-    therefore those of the entries given their estimates, by empirical Bayes (see `r_med_posterior.draws`), and exact
+    therefore those of the entries given their estimates, by empirical Bayes (see `posterior.draws`), and exact
     entries, at one product each, are measured where an interval is wider than `rtol`: blocks of up to 32 entries as a
     whole, in the others those that may be the largest or, if the median is the less certain, a sample of those whose
     side of the median is in doubt. Errors follow Student's t with the diagonal's `dof`, normal where it has none.

@@ -7,8 +7,8 @@ import math
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-from geomtraj.statistics.r_med_entries import Entries, student
-from geomtraj.statistics.r_med_histogram import (
+from geomtraj.statistics.r_med.entries import Entries, student
+from geomtraj.statistics.r_med.histogram import (
     CELLS,
     DRAWS,
     FITS,

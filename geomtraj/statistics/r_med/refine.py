@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from geomtraj.statistics.r_med_entries import Entries
-from geomtraj.statistics.r_med_interval import Ratios, ratios
+from geomtraj.statistics.r_med.entries import Entries
+from geomtraj.statistics.r_med.interval import Ratios, ratios
 
 SMALL = 32
 """Blocks up to this size are measured as a whole."""
