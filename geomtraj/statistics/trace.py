@@ -12,8 +12,8 @@ from geomtraj.statistics.base import Outcome, Point, Quantity, Statistic
 class Trace(Statistic):
     """tr H by Hutchinson's estimator: quantity "trace" with its normal interval.
 
-    It makes its own products, so that the number for given settings does not depend on what else is measured. `Spectrum`
-    has a "trace" from the products of its density, at no further cost.
+    It makes its own products, so that the number for given settings does not depend on what else is measured.
+    `Spectrum` has a "trace" from the products of its density, at no further cost.
     """
 
     name = "trace"
