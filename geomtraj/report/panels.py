@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from geomtraj.report.material import Drawing, LeftOut
-from geomtraj.report.style import WIDTH, legend, log_axis, number
+from geomtraj.report.style import WIDTH, legend, log_axis, number, short
 
-Kind = Literal["line", "dots", "rings", "bars", "band"]
+Kind = Literal["line", "thin", "dots", "rings", "bars", "band"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class Mark:
     """One thing drawn in a panel.
 
     Attributes:
-        kind: "line"; "dots" or "rings", small and for single runs; "bars", means with intervals; "band".
+        kind: "line"; "thin", a line for a single run; "dots" or "rings", small and for single runs; "bars", means with
+            intervals; "band".
         x: Places, shape (n,).
         y: Values, shape (n,); for a band they are not used.
         colour: Of matplotlib.
@@ -56,6 +57,7 @@ class Panel:
         x_ticks: Where to put ticks on the x axis; None for the usual places.
         shade: A range of x that is marked, with its text.
         rules: Values of y at which a thin line is drawn.
+        x_names: Texts at `x_ticks` in the place of numbers.
     """
 
     title: str
@@ -66,6 +68,7 @@ class Panel:
     x_ticks: Sequence[float] | None = None
     shade: tuple[float, float, str] | None = None
     rules: Sequence[float] = ()
+    x_names: Sequence[str] | None = None
 
 
 def draw_panels(
@@ -107,6 +110,8 @@ def _draw(ax: Axes, panel: Panel) -> None:
             ax.fill_between(x, low, high, color=mark.colour, alpha=0.18, lw=0)
         elif mark.kind == "line":
             ax.plot(x, y, color=mark.colour, ls=mark.dashes, lw=1.5)
+        elif mark.kind == "thin":
+            ax.plot(x, y, color=mark.colour, ls=mark.dashes, lw=0.6, alpha=0.6)
         elif mark.kind == "bars":
             ax.vlines(x, low, high, color=mark.colour, lw=1.3, zorder=3)
             ax.plot(x, y, "o", color=mark.colour, ms=4.5, zorder=3)
@@ -130,6 +135,8 @@ def _draw(ax: Axes, panel: Panel) -> None:
         ax.xaxis.set_major_locator(ticker.FixedLocator(list(panel.x_ticks)))
         ax.xaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _: number(x)))
         ax.xaxis.set_minor_locator(ticker.NullLocator())
+        if panel.x_names is not None:
+            ax.set_xticks(list(panel.x_ticks), [short(name) for name in panel.x_names], rotation=30, ha="right")
     if panel.shade is not None:
         left, right, text = panel.shade
         ax.axvspan(left, right, color="#F3E9C9", zorder=0, lw=0)
@@ -159,7 +166,7 @@ def _key(mark: Mark) -> dict:
     """How a mark looks in the legend."""
     if mark.kind == "band":
         return {"color": mark.colour, "lw": 7, "alpha": 0.25}
-    if mark.kind == "line":
+    if mark.kind in ("line", "thin"):
         return {"color": mark.colour, "ls": mark.dashes, "lw": 1.5}
     face = "white" if mark.kind == "rings" else mark.colour
     return {"color": mark.colour, "marker": "o", "mfc": face, "ls": "-" if mark.kind == "bars" else "", "ms": 4}
