@@ -1,0 +1,190 @@
+"""The measured runs of one task in adam_vs_sgd, and their contrasts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import trajectories
+
+from geomtraj.contrast import Row, Table, contrast
+from geomtraj.contrast.blocks import mean_over_blocks, only, usable_everywhere
+from geomtraj.contrast.by_pair import PairRatio, pair_ratios
+from geomtraj.contrast.seeds import holm
+from geomtraj.errors import InputError
+from geomtraj.measuring import Results
+from geomtraj.report.material import ALL
+from geomtraj.statistics.base import Quantity
+
+NAMES = {"adam": "Adam", "sgdm": "SGDM", "adamw": "AdamW", "rmsprop": "RMSprop", "sgd": "SGD"}
+VARIANTS = {"r_med": "R_med", "tenth": "10th largest / median", "q99": "0.99 quantile / median"}
+MEAN = "mean over weight matrices"
+LEVEL = 0.05  # of tests
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task's runs and their contrasts, SGD's optimizer over the adaptive one.
+
+    Attributes:
+        name: Of the recipe.
+        title: Of the recipe.
+        adaptive: Name of the optimizer below the line.
+        sgd: Name of the one above it.
+        runs: Optimizer -> its runs, diverged ones among them.
+        layers: The weight matrices (parameter tensors of two or more dimensions), in the model's order.
+        averaged: Those whose R_med, in every variant, is positive and finite at every iterate of every run.
+        others: The other labels: biases, norms, and all parameters together.
+        means: (variant, "loss" or "step") -> the ratio of the geometric means over `averaged`; missing where runs
+            cannot be compared.
+        tables: (variant, at) -> contrast of the layers, Holm's correction over them.
+        rest: at -> contrast of the other labels' R_med.
+        loss: Contrast of the evaluation loss at equal steps, or None.
+        reasons: Why something could not be compared, one sentence each.
+    """
+
+    name: str
+    title: str
+    adaptive: str
+    sgd: str
+    runs: dict[str, list[Results]]
+    layers: list[str]
+    averaged: list[str]
+    others: list[str]
+    means: dict[tuple[str, str], Row]
+    tables: dict[tuple[str, str], Table]
+    rest: dict[str, Table]
+    loss: Table | None
+    reasons: list[str] = field(default_factory=list)
+
+    @property
+    def ratio(self) -> str:
+        """What a ratio is of."""
+        return f"{shown(self.sgd)} / {shown(self.adaptive)}"
+
+    def row(self, variant: str, at: str, label: str) -> Row | None:
+        """One layer's ratio over all levels or steps."""
+        table = self.tables.get((variant, at))
+        return next((r for r in table.overall() if r.label == label), None) if table else None
+
+    def levels(self) -> list[float]:
+        """The losses at which runs are compared; empty where pairs have levels of their own."""
+        table = self.tables.get(("r_med", "loss"))
+        return sorted({float(r.at) for r in table if r.at != "all"}) if table else []
+
+    def pairs(self, label: str, at: str = "step") -> list[PairRatio]:
+        """The single pairs' ratios of one layer or of `MEAN`."""
+        groups = [_averaged(r, "r_med", self.averaged) for r in self.runs[self.sgd]] if label == MEAN else None
+        below = [_averaged(r, "r_med", self.averaged) for r in self.runs[self.adaptive]] if label == MEAN else None
+        try:
+            found = pair_ratios(groups or self.runs[self.sgd], below or self.runs[self.adaptive], at=at)
+        except InputError:
+            return []
+        return [p for p in found if p.label == label]
+
+    def by_seed(self) -> dict[int | None, float]:
+        """Seed -> mean log ratio at equal loss of the mean over layers."""
+        logs: dict[int | None, list[float]] = {}
+        for p in self.pairs(MEAN, "loss"):
+            if 0 < p.ratio < math.inf:
+                logs.setdefault(p.seed, []).append(math.log(p.ratio))
+        return {seed: math.fsum(x) / len(x) for seed, x in logs.items()}
+
+    def measured(self, optimizer: str, labels: Sequence[str]) -> list[Quantity]:
+        """All single R_med measurements of some blocks along one optimizer's runs."""
+        runs = [r for r in self.runs[optimizer] if not r.diverged and "r_med" in r.statistics]
+        return [m.quantities[k] for r in runs for m in r.of("r_med") for k in labels if k in m.quantities]
+
+
+def compare(name: str, title: str, runs: Mapping[str, Sequence[Results]], levels: int) -> Task:
+    """The contrasts of one task's runs, given as {adaptive: ..., sgd: ...}."""
+    groups = {key: list(results) for key, results in runs.items()}
+    adaptive, sgd = groups
+    everything = [r for results in groups.values() for r in results]
+    shapes = next((r.manifest.get("parameters") for r in everything if r.manifest.get("parameters")), None) or {}
+    labels = list(dict.fromkeys(k for r in everything if "r_med" in r.statistics for k in r.labels("r_med")))
+    layers = [k for k in labels if len(shapes.get(k, ())) > 1]
+    others = [k for k in labels if k not in layers]
+    averaged, reasons = layers, []
+    changed = {}
+    for variant in VARIANTS:
+        changed[variant] = {
+            key: [r if variant == "r_med" or r.diverged else trajectories.variant(r, variant) for r in results]
+            for key, results in groups.items()
+        }
+        sound = [r for results in changed[variant].values() for r in results]
+        averaged = usable_everywhere(sound, "r_med", averaged) if averaged else []
+    for at in ("loss", "step"):
+        try:
+            contrast(groups, at=at, levels=levels)
+        except InputError as error:
+            reasons.append(f"{title}: {error}")
+    means, tables = {}, {}
+    for variant, versions in changed.items():
+        for at in ("loss", "step"):
+            table = _contrast({k: [only(r, "r_med", layers) for r in v] for k, v in versions.items()}, at, levels)
+            if table is not None:
+                tables[variant, at] = table
+            mean = _contrast({k: [_averaged(r, "r_med", averaged) for r in v] for k, v in versions.items()}, at, levels)
+            if mean is not None and averaged:
+                means[variant, at] = mean.overall()[0]
+    rest = {
+        at: table
+        for at in ("loss", "step")
+        if (table := _contrast({k: [only(r, "r_med", others) for r in v] for k, v in groups.items()}, at, levels))
+    }
+    loss = _contrast(groups, "step", levels, "loss")
+    return Task(name, title, adaptive, sgd, groups, layers, averaged, others, means, tables, rest, loss, reasons)
+
+
+def notes(task: Task) -> list[str]:
+    """What was left out of a task's contrasts, and why."""
+    texts = list(task.reasons)
+    table = task.tables.get(("r_med", "loss"))
+    if table is not None:
+        texts += [f"{task.title}: {note}" for note in table.notes]
+    left = [k for k in task.layers if k not in task.averaged]
+    if left:
+        texts.append(
+            f"{task.title}: {', '.join(left)} {'is' if len(left) == 1 else 'are'} not in the mean over weight "
+            "matrices: R_med is not positive and finite at every iterate of every run, as where the median of the "
+            "diagonal is zero."
+        )
+    for optimizer, runs in task.runs.items():
+        losses = [list(r.losses().values()) for r in runs if not r.diverged and "loss" in r.statistics]
+        rising = sum(any(b > a for a, b in pairwise(x)) for x in losses)
+        if rising:
+            texts.append(
+                f"{task.title}: in {rising} of {len(losses)} runs of {shown(optimizer)} the evaluation loss rises "
+                "between two measured iterates; a run is read where it first passes a loss."
+            )
+    return texts
+
+
+def shown(optimizer: str) -> str:
+    """An optimizer's name on the page."""
+    return NAMES.get(optimizer, optimizer)
+
+
+def adjusted(tasks: Sequence[Task], variant: str = "r_med", at: str = "loss") -> dict[str, float]:
+    """Task -> p of the mean over weight matrices after Holm's correction over the tasks; NaN where there is none."""
+    rows = [t.means.get((variant, at)) for t in tasks]
+    return dict(
+        zip([t.name for t in tasks], holm([r.t_test_p if r is not None else math.nan for r in rows]), strict=True)
+    )
+
+
+def _averaged(results: Results, statistic: str, labels: Sequence[str]) -> Results:
+    return results if results.diverged or not labels else mean_over_blocks(results, statistic, labels, MEAN)
+
+
+def _contrast(groups: dict[str, list[Results]], at: str, levels: int, statistic: str = "r_med") -> Table | None:
+    try:
+        return contrast(groups, statistic, at, levels)
+    except InputError:
+        return None
+
+
+__all__ = ["ALL", "LEVEL", "MEAN", "NAMES", "VARIANTS", "Task", "adjusted", "compare", "notes", "shown"]
