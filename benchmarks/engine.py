@@ -6,7 +6,16 @@ For each model, in rounds of alternating order: the time of one product over the
 hessian-eigenthings, curvlinops and PyHessian, each prepared as far as it can be (graphs that a library keeps are kept).
 Beside it the limit: matrix-product operations of a product over those of a gradient, counted while both run. Then the
 same spectrum by all: a density of 64 steps and 4 probes, and the 10 largest eigenpairs to a residual of 1e-3; and the
-growth of geomtraj's product with examples, parameters and vectors and of its density with steps.
+growth of geomtraj's product with examples, parameters and vectors and of its density with steps. Two models of the size
+that people train take minutes and gigabytes, so they have to be named, with fewer products before the timing:
+
+    python benchmarks/engine.py --models resnet-11M --warm-up 12 --rounds 5 --job-rounds 0 --no-grow --threads 1
+        --out benchmarks/results/engine-resnet-11M-cpu.json
+    python benchmarks/engine.py --models gpt-124M --warm-up 2 --rounds 3 --job-rounds 0 --no-grow --threads 1
+        --out benchmarks/results/engine-gpt-124M-cpu.json
+
+On a GPU add `--device cuda`. Work is then waited for before each look at the clock, memory is what torch allocated, and
+TF32 is off for all libraries.
 """
 
 from __future__ import annotations
@@ -26,7 +35,9 @@ import numpy as np
 import pyhessian
 import scipy.sparse.linalg
 import torch
-from common import MODELS, PeakMemory, Trained, provenance, trained
+from common import MODELS, Trained, provenance, trained
+from devices import peak_memory, synchronise
+from large import LARGE, large
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -36,8 +47,19 @@ from geomtraj import tasks
 
 PEERS = ("hessian-eigenthings", "curvlinops", "pyhessian")
 STEPS, PROBES, PAIRS, RESIDUAL = 64, 4, 10, 1e-3
-WARM_UP = 120
-"""Products before any is timed, among them those by which geomtraj chooses its way."""
+
+
+def prepared(name: str, device: torch.device) -> Trained:
+    """The model of that name and its data on the device."""
+    case = large(name) if name in LARGE else trained(name)
+    case.model.to(device)
+    case.data = [(x.to(device), y.to(device)) for x, y in case.data]
+    return case
+
+
+def device_of(case: Trained) -> torch.device:
+    """Where the model lies."""
+    return next(case.model.parameters()).device
 
 
 def merged(case: Trained) -> tuple[Tensor, Tensor]:
@@ -104,7 +126,7 @@ def linops(case: Trained, batch: tuple[Tensor, Tensor]) -> curvlinops.HessianLin
 def pyhessian_product(case: Trained, batch: tuple[Tensor, Tensor]) -> Callable[[Tensor], object]:
     """The peer's product by the graph that it keeps."""
     with sdpa_kernel(SDPBackend.MATH):
-        peer = pyhessian.hessian(case.model, nn.CrossEntropyLoss(), data=batch, cuda=False)
+        peer = pyhessian.hessian(case.model, nn.CrossEntropyLoss(), data=batch, cuda=device_of(case).type == "cuda")
     shapes = [p.shape for p in peer.params]
 
     def product(vector: Tensor) -> object:
@@ -115,8 +137,8 @@ def pyhessian_product(case: Trained, batch: tuple[Tensor, Tensor]) -> Callable[[
     return product
 
 
-def limit(case: Trained) -> float:
-    """Matrix-product operations of one product with the primal pass kept, over those of one gradient."""
+def counted(case: Trained) -> tuple[int, int]:
+    """Matrix-product operations of a gradient, and of a product with the primal pass kept."""
     gradient = gradient_of(case)
     with FlopCounterMode(display=False) as plain:
         gradient()
@@ -127,7 +149,7 @@ def limit(case: Trained) -> float:
         grads = torch.autograd.grad(loss, parameters, create_graph=True)
         with FlopCounterMode(display=False) as second:
             torch.autograd.grad(grads, parameters, [torch.ones_like(g) for g in grads])
-    return second.get_total_flops() / plain.get_total_flops()
+    return plain.get_total_flops(), second.get_total_flops()
 
 
 def in_rounds(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -135,22 +157,25 @@ def in_rounds(functions: dict[str, Callable[[], object]], rounds: int) -> dict[s
     times: dict[str, list[float]] = {name: [] for name in functions}
     for n in range(rounds):
         for name in list(functions)[:: -1 if n % 2 else 1]:
+            synchronise()
             started = time.perf_counter()
             functions[name]()
+            synchronise()
             times[name].append(time.perf_counter() - started)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def measure_products(case: Trained, rounds: int) -> dict:
+def measure_products(case: Trained, rounds: int, warm_up: int) -> dict:
     """Seconds of a gradient and of products, their ratios, and memory, for one model."""
+    device = device_of(case)
     products = products_of(case)
-    vector = torch.randn(case.problem.size, generator=torch.Generator().manual_seed(0))
+    vector = torch.randn(case.problem.size, generator=torch.Generator().manual_seed(0)).to(device)
     peak: dict[str, float] = {}
     difference: dict[str, float] = {}
     reference = None
     for name, product in products.items():
-        with PeakMemory() as memory:
-            for _ in range(WARM_UP):
+        with peak_memory(device) as memory:
+            for _ in range(warm_up):
                 result = product(vector)
         peak[name] = memory.mib
         flat = result if isinstance(result, Tensor) else torch.cat([part.reshape(-1) for part in result])
@@ -161,11 +186,14 @@ def measure_products(case: Trained, rounds: int) -> dict:
     )
     gradient = timed.pop("gradient")
     ratios = {name: seconds / gradient for name, seconds in timed.items()}
+    of_gradient, of_product = counted(case)
+    rates = {"gradient": of_gradient / gradient / 1e12, "geomtraj": of_product / timed["geomtraj"] / 1e12}
     return {
         "parameters": case.problem.size,
         "gradient seconds": gradient,
         "gradients per product": ratios,
-        "limit by counting matrix products": limit(case),
+        "limit by counting matrix products": of_product / of_gradient,
+        "matrix TFLOP/s": rates,
         "way": products["geomtraj"].__self__.way,
         "peak_mib": peak,
         "difference from geomtraj": difference,
@@ -207,7 +235,7 @@ def measure_spectrum(case: Trained, rounds: int) -> dict:
     """Seconds of the whole job by each library, and what Lanczos adds to its bare products."""
     timed = in_rounds(spectrum_of(case), rounds)
     hessian = gt.Hessian(problem_of(case))
-    block = torch.randn(case.problem.size, PROBES, generator=torch.Generator().manual_seed(0))
+    block = torch.randn(case.problem.size, PROBES, generator=torch.Generator().manual_seed(0)).to(hessian.device)
 
     def bare() -> None:
         for _ in range(STEPS):
@@ -224,22 +252,23 @@ def measure_spectrum(case: Trained, rounds: int) -> dict:
     }
 
 
-def growth() -> dict:
+def growth(device: str) -> dict:
     """Seconds of a product, or of a density, as one size grows, and the slope of their logarithms."""
 
     def problem(**options: int) -> gt.Problem:
-        task = tasks.make("pydoc-lm", **{"context": 32, "width": 64, "layers": 2, "eval_sequences": 32} | options)
+        small = {"context": 32, "width": 64, "layers": 2, "eval_sequences": 32}
+        task = tasks.make("pydoc-lm", device=device, **small | options)
         return task.problem(task.model(0))
 
     def product(problem: gt.Problem, vectors: int = 1) -> float:
         hessian = gt.Hessian(problem)
-        block = torch.randn(problem.size, vectors, generator=torch.Generator().manual_seed(0))
+        block = torch.randn(problem.size, vectors, generator=torch.Generator().manual_seed(0)).to(device)
         hessian @ block
         return in_rounds({"product": lambda: hessian @ block}, 5)["product"]
 
     def density(steps: int) -> float:
         hessian = gt.Hessian(problem())
-        hessian @ torch.ones(hessian.shape[0])
+        hessian @ torch.ones(hessian.shape[0], device=device)
         return in_rounds({"density": lambda: gt.spectral_density(hessian, steps=steps, probes=1)}, 3)["density"]
 
     sizes = {
@@ -293,26 +322,38 @@ def draw(content: dict, path: Path) -> None:
 
 
 @click.command()
-@click.option("--models", default="mlp-1.1M,cnn-93k,gpt-117k,gpt-1.2M", help=f"With commas, of {', '.join(MODELS)}.")
+@click.option(
+    "--models", default="mlp-1.1M,cnn-93k,gpt-117k,gpt-1.2M", help=f"With commas, of {', '.join([*MODELS, *LARGE])}."
+)
 @click.option("--rounds", default=9, help="Rounds of products.")
+@click.option(
+    "--warm-up", default=120, help="Products before any is timed, among them those by which geomtraj chooses its way."
+)
 @click.option("--job-rounds", default=3, help="Rounds of the whole spectrum; 0 leaves it out.")
 @click.option("--grow/--no-grow", default=True)
 @click.option("--threads", default=2)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu")
 @click.option("--out", type=click.Path(path_type=Path), required=True)
-def main(models: str, rounds: int, job_rounds: int, grow: bool, threads: int, out: Path) -> None:
+def main(
+    models: str, rounds: int, warm_up: int, job_rounds: int, grow: bool, threads: int, device: str, out: Path
+) -> None:
     """Run the benchmark; write its numbers as JSON and a figure beside it."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise click.UsageError("torch sees no CUDA GPU here: leave out --device cuda.")
     torch.set_num_threads(threads)
+    torch.backends.cudnn.allow_tf32 = False
     warnings.filterwarnings("ignore")
     command = (
-        f"python benchmarks/engine.py --models {models} --rounds {rounds} --job-rounds {job_rounds} --threads {threads}"
+        f"python benchmarks/engine.py --models {models} --rounds {rounds} --warm-up {warm_up} "
+        f"--job-rounds {job_rounds} --{'' if grow else 'no-'}grow --threads {threads} --device {device}"
     )
     peers = ("hessian-eigenthings", "curvlinops-for-pytorch", "pyhessian")
     content = provenance(f"{command} --out {out}", **{p: version(p) for p in peers})
     content["models"] = {}
     out.parent.mkdir(parents=True, exist_ok=True)
     for name in models.split(","):
-        case = trained(name)
-        found = content["models"][name] = measure_products(case, rounds)
+        case = prepared(name, torch.device(device))
+        found = content["models"][name] = measure_products(case, rounds, warm_up)
         ratios = ", ".join(f"{library} {ratio:.2f}" for library, ratio in found["gradients per product"].items())
         counted = found["limit by counting matrix products"]
         click.echo(f"{name}: gradients per product: {ratios}; limit {counted:.2f}; way {found['way']}")
@@ -321,7 +362,7 @@ def main(models: str, rounds: int, job_rounds: int, grow: bool, threads: int, ou
             click.echo(f"{name}: spectrum {json.dumps(found['spectrum'])}")
         out.write_text(json.dumps(content, indent=1))
     if grow:
-        content["growth"] = growth()
+        content["growth"] = growth(device)
     out.write_text(json.dumps(content, indent=1))
     draw(content, out.with_suffix(".png"))
 
