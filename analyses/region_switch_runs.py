@@ -1,0 +1,179 @@
+"""The stored arms of region_switch, and their statistics over seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from machinery import Job, Result
+
+from geomtraj.contrast.blocks import mean_over_blocks, usable_everywhere
+from geomtraj.contrast.seeds import OverSeeds, over_seeds
+from geomtraj.contrast.speed import fall, steps_to
+from geomtraj.contrast.trend import MeanOverSeeds, mean_over_seeds
+from geomtraj.contrast.two_way import TwoWay, two_way
+from geomtraj.measuring import Results
+from geomtraj.measuring.results import Measurement
+
+Done = tuple[Job, Result]
+NAMES = {"adam": "Adam", "sgdm": "SGDM", "sgd": "plain SGD"}
+MEASURES = {
+    "fall": "fall of the loss over the window",
+    "late": "fall after the first tenth of the window",
+    "steps": "steps to the common lower loss, inverted",
+}
+
+
+def name_of(optimizer: str) -> str:
+    """How texts name an optimizer."""
+    return NAMES.get(optimizer, optimizer)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What continues from a region: optimizer, and whether its state is carried over."""
+
+    region: str
+    optimizer: str
+    carry: bool = False
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A ratio of speeds over seeds.
+
+    Attributes:
+        over: Over the seeds for which it exists.
+        missing: Seeds for which it does not: an arm diverged, or its loss did not fall.
+    """
+
+    over: OverSeeds
+    missing: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Arms, R_med at the switch, and the starts themselves."""
+
+    arms: Sequence[Done]
+    looks: Sequence[Done]
+    starts: Sequence[Done]
+
+    def of(self, name: str) -> Runs:
+        """Those of one recipe."""
+        return Runs(*([(j, r) for j, r in part if j["name"] == name] for part in (self.arms, self.looks, self.starts)))
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the recipes."""
+        return list(dict.fromkeys(j["name"] for j, _ in self.arms))
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds that are compared."""
+        return sorted({j["seed"] for j, _ in self.arms})
+
+    def seeds_of(self, arm: Arm) -> dict[int, Result]:
+        """Seed -> the run of an arm."""
+        return {
+            j["seed"]: r
+            for j, r in self.arms
+            if (j["region"], j["optimizer"], j["carry"]) == (arm.region, arm.optimizer, arm.carry)
+        }
+
+    def start(self, region: str, seed: int) -> Result:
+        """Where the arms of a region and seed begin."""
+        return next(r for j, r in self.starts if (j["region"], j["seed"]) == (region, seed))
+
+    def level(self) -> float:
+        """The loss at which is switched."""
+        return self.starts[0][0]["level"]
+
+    def speeds(self, arms: Sequence[Arm], measure: str, first: float | None = None) -> dict[int, list[float]]:
+        """Seed -> speed of each arm: fall in nats over the window, or 1 / steps to the lowest loss that all reach.
+
+        NaN where an arm diverged or the speed is not positive.
+        """
+        found = [self.seeds_of(arm) for arm in arms]
+        return {
+            seed: _speeds([f[seed] for f in found], measure, first)
+            for seed in self.seeds
+            if all(seed in f for f in found)
+        }
+
+    def ratio(self, above: Arm, below: Arm, measure: str, first: float | None = None) -> Compared:
+        """Speed of one arm over that of another, paired by seed."""
+        found = self.speeds([above, below], measure, first)
+        logs = {s: math.log(a / b) for s, (a, b) in found.items() if math.isfinite(a) and math.isfinite(b)}
+        return Compared(over_seeds(list(logs.values())), tuple(s for s in self.seeds if s not in logs))
+
+    def difference(self, above: Arm, below: Arm) -> MeanOverSeeds:
+        """Fall of one arm less that of another, in nats, paired by seed; exists where a loss rose too."""
+        a, b = self.seeds_of(above), self.seeds_of(below)
+        both = [s for s in a if s in b and "diverged" not in (a[s]["status"], b[s]["status"])]
+        return mean_over_seeds([fall(a[s]["losses"]) - fall(b[s]["losses"]) for s in both])
+
+    def decomposed(
+        self, regions: Sequence[str], optimizers: Sequence[str], measure: str, carry: bool = False
+    ) -> TwoWay:
+        """Log speed over region and optimizer; with `carry`, state is carried where the two agree."""
+        arms = [Arm(r, o, carry and r == o) for r in regions for o in optimizers]
+        found = self.speeds(arms, measure)
+        return two_way([[math.log(v) for v in x] for x in found.values() if all(map(math.isfinite, x))])
+
+    def r_med(self) -> Callable[[Arm | str, int], dict[int, float]]:
+        """A function (arm, or region for the switch itself; step) -> {seed: R_med in the geometric mean over blocks}.
+
+        Blocks are those whose value is usable at every measured iterate of this recipe.
+        """
+        results = {
+            (Arm(j["region"], j["optimizer"]) if "optimizer" in j else j["region"], j["seed"]): _results(r)
+            for j, r in [*self.arms, *self.looks]
+            if r["measurements"]
+        }
+        labels = self.blocks()
+        means = {key: mean_over_blocks(r, "r_med", labels, "blocks") for key, r in results.items()}
+
+        def value(what: Arm | str, step: int) -> dict[int, float]:
+            found = {}
+            for (key, seed), r in means.items():
+                for m in r.of("r_med"):
+                    x = m.quantities["blocks"].value
+                    if key == what and (isinstance(what, str) or m.step == step) and math.isfinite(x):
+                        found[seed] = x
+            return found
+
+        return value
+
+    def blocks(self) -> list[str]:
+        """Parameter tensors whose R_med is positive and finite at every measured iterate."""
+        every = [_results(r) for _, r in [*self.arms, *self.looks] if r["measurements"]]
+        labels = [x for x in dict.fromkeys(x for r in every for x in r.labels("r_med")) if x != "all"]
+        return usable_everywhere(every, "r_med", labels)
+
+
+def paired(above: dict[int, float], below: dict[int, float]) -> OverSeeds:
+    """The ratio of two quantities by seed."""
+    return over_seeds([math.log(above[s] / below[s]) for s in above if s in below])
+
+
+def _speeds(runs: Sequence[Result], measure: str, first: float | None) -> list[float]:
+    """The arms' speeds of one seed."""
+    if measure == "steps":
+        good = [min(r["losses"]) for r in runs if r["status"] != "diverged" and r["losses"]]
+        level = max(good, default=math.nan)
+        values = [1 / steps_to(r["steps"], r["losses"], level) if r["losses"] else math.nan for r in runs]
+    elif measure == "late":
+        values = [fall(r["losses"][-(-len(r["losses"]) // 10) :]) for r in runs]
+    else:
+        values = [fall(r["losses"], first) for r in runs]
+    return [
+        v if r["status"] != "diverged" and math.isfinite(v) and v > 0 else math.nan
+        for v, r in zip(values, runs, strict=True)
+    ]
+
+
+def _results(result: Result) -> Results:
+    return Results(Path(), {}, [Measurement.from_json(m) for m in result["measurements"]])
