@@ -9,7 +9,7 @@ same spectrum by all: a density of 64 steps and 4 probes, and the 10 largest eig
 growth of geomtraj's product with examples, parameters and vectors and of its density with steps. Two models of the size
 that people train take minutes and gigabytes, so they have to be named, with fewer products before the timing:
 
-    python benchmarks/engine.py --models resnet-11M --warm-up 12 --rounds 5 --job-rounds 0 --no-grow --threads 1
+    python benchmarks/engine.py --models resnet-11M --warm-up 8 --rounds 5 --job-rounds 0 --no-grow --threads 1
         --out benchmarks/results/engine-resnet-11M-cpu.json
     python benchmarks/engine.py --models gpt-124M --warm-up 2 --rounds 3 --job-rounds 0 --no-grow --threads 1
         --out benchmarks/results/engine-gpt-124M-cpu.json
