@@ -22,7 +22,7 @@ class Explained:
 
     Attributes:
         r2: In the sample, from 0 to 1; NaN with too few points, layers, or a predictor that does not vary.
-        low: Lower end of its 95 % interval, by bootstrap over seeds; NaN with fewer than three seeds.
+        low: Lower end of its interval (95 % unless asked otherwise), by bootstrap over seeds; NaN below three seeds.
         high: Upper end of it.
         held_out: The same for values that the line was not fitted to, below 0 where the prediction is worse than the
             mean: seeds are left out one at a time ("within"), or layers ("between").
@@ -44,7 +44,7 @@ class Explained:
 
 def explained(
     y: ArrayLike, predictors: ArrayLike, layers: Sequence[Hashable], seeds: Sequence[Hashable], part: Which,
-    draws: int = 500, seed: int = 0,
+    draws: int = 500, seed: int = 0, confidence: float = CONFIDENCE,
 ) -> Explained:  # fmt: skip
     """R^2 of y on the predictors, of its variation within layers or of the layers' means.
 
@@ -62,6 +62,7 @@ def explained(
         part: What is explained.
         draws: Number of bootstrap draws.
         seed: Of them.
+        confidence: Of the interval; more than 95 % where several predictors are judged at once.
     """
     target = np.asarray(y, dtype=np.float64)
     columns = np.asarray(predictors, dtype=np.float64)
@@ -70,21 +71,23 @@ def explained(
     data = np.column_stack([target, columns])[kept]
     layer, unit = _numbered(layers, kept), _numbered(seeds, kept)
     count, many = (int(x.max()) + 1 if x.size else 0 for x in (unit, layer))
-    whole = np.ones(len(data))
-    r2, slopes = _fit(data, layer, whole, part)
     n = many if part == "between" else len(data)
+    nothing = Explained(math.nan, math.nan, math.nan, math.nan, (math.nan,) * columns.shape[1], n, count, many)
+    if not len(data):
+        return nothing
+    sums = _Sums.of(data, layer, unit)
+    r2, slopes = (x[0] for x in sums.fit(np.ones((1, count)), part))
     if not math.isfinite(r2):
-        return Explained(math.nan, math.nan, math.nan, math.nan, (math.nan,) * columns.shape[1], n, count, many)
+        return nothing
     low = high = math.nan
     if count > 2:
-        rng = np.random.default_rng(seed)
-        times = rng.multinomial(count, np.full(count, 1 / count), size=draws)
-        found = np.array([_fit(data, layer, weights[unit].astype(float), part)[0] for weights in times])
+        times = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)
+        found, _ = sums.fit(times.astype(float), part)
         spread = float(np.nanstd(_fisher(found))) * math.sqrt(count / (count - 1))
-        half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * spread
+        half = float(stats.t.ppf((1 + confidence) / 2, count - 1)) * spread
         low, high = (math.tanh(max(float(_fisher(r2)) + side * half, 0)) ** 2 for side in (-1, 1))
-    left_out = layer if part == "between" else unit
-    return Explained(r2, low, high, _held_out(data, layer, left_out, part), slopes, n, count, many)
+    held_out = _held_out_layers(data, layer) if part == "between" else _held_out_seeds(data, layer, unit)
+    return Explained(float(r2), low, high, held_out, tuple(slopes.tolist()), n, count, many)
 
 
 def _fisher(r2: ArrayLike) -> np.ndarray:
@@ -99,64 +102,91 @@ def _numbered(labels: Sequence[Hashable], kept: np.ndarray) -> np.ndarray:
     return np.array([numbers.setdefault(label, len(numbers)) for label in chosen], dtype=np.int64)
 
 
-def _means(data: np.ndarray, layer: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weighted mean (layers, 1 + k) of each layer's rows; NaN for a layer without weight."""
-    many = int(layer.max()) + 1
-    total = np.bincount(layer, weights, many)
-    sums = np.column_stack([np.bincount(layer, weights * column, many) for column in data.T])
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return sums / total[:, None]
+@dataclass(frozen=True)
+class _Sums:
+    """Sums over the points of each seed and layer: all that a fit to some of the seeds needs.
+
+    Attributes:
+        n: Numbers of points, (S, L).
+        first: Sums of the columns (y, predictors), (S, L, K).
+        second: Sums of their products, (S, L, K, K).
+        size: Size of the columns, (K,), against which their variation is compared.
+    """
+
+    n: np.ndarray
+    first: np.ndarray
+    second: np.ndarray
+    size: np.ndarray
+
+    @classmethod
+    def of(cls, data: np.ndarray, layer: np.ndarray, unit: np.ndarray) -> _Sums:
+        """The sums of rows (n, K), taken about the mean over all rows, so that products do not cancel."""
+        shape, k = (int(unit.max()) + 1, int(layer.max()) + 1), data.shape[1]
+        rows = data - data.mean(axis=0)
+        n, first, second = np.zeros(shape), np.zeros((*shape, k)), np.zeros((*shape, k, k))
+        np.add.at(n, (unit, layer), 1.0)
+        np.add.at(first, (unit, layer), rows)
+        np.add.at(second, (unit, layer), rows[:, :, None] * rows[:, None, :])
+        return cls(n, first, second, np.sqrt((data**2).sum(axis=0)) + 1)
+
+    def scatter(self, times: np.ndarray, part: Which) -> tuple[np.ndarray, np.ndarray]:
+        """Centred products (D, K, K) with seeds counted so many times (D, S), and the freedom that is left (D,)."""
+        n = times @ self.n
+        there = n > 0
+        means = np.einsum("ds,slk->dlk", times, self.first) / np.where(there, n, 1)[:, :, None]
+        if part == "within":
+            whole = np.einsum("ds,slkj->dkj", times, self.second)
+            points = (times > 0) @ self.n.sum(axis=1)
+            return whole - np.einsum("dl,dlk,dlj->dkj", n, means, means), points - there.sum(axis=1)
+        layers = there.sum(axis=1)
+        centred = (means - (means.sum(axis=1) / layers[:, None])[:, None]) * there[:, :, None]
+        return np.einsum("dlk,dlj->dkj", centred, centred), layers - 1
+
+    def fit(self, times: np.ndarray, part: Which) -> tuple[np.ndarray, np.ndarray]:
+        """R^2 (D,) and slopes (D, K - 1); NaN where they are not determined or leave no room for an error."""
+        products, freedom = self.scatter(times, part)
+        return _solved(products, freedom, self.size)
 
 
-def _prepared(
-    data: np.ndarray, layer: np.ndarray, weights: np.ndarray, part: Which
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Centred rows (n, 1 + k), their weights, and what was taken off (layers or 1, 1 + k)."""
-    means = _means(data, layer, weights)
-    if part == "within":
-        return np.where(weights[:, None] > 0, data - means[layer], 0), weights, means
-    means = means[np.isfinite(means).all(axis=1)]
-    centre = means.mean(axis=0, keepdims=True)
-    return means - centre, np.ones(len(means)), centre
+def _solved(products: np.ndarray, freedom: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Least squares from centred products (D, K, K) of y and predictors."""
+    scale = np.sqrt(np.maximum(np.diagonal(products, axis1=1, axis2=2), 0))
+    good = (scale > 1e-9 * size).all(axis=1) & (freedom > products.shape[1])
+    scale = np.where(scale > 0, scale, 1)
+    correlations = products / scale[:, :, None] / scale[:, None, :]
+    inverse = np.linalg.pinv(correlations[:, 1:, 1:], rcond=1e-10, hermitian=True)
+    slopes = np.einsum("dij,dj->di", inverse, correlations[:, 1:, 0])
+    r2 = np.clip((slopes * correlations[:, 1:, 0]).sum(axis=1), 0, 1)
+    slopes = slopes * scale[:, :1] / scale[:, 1:]
+    return np.where(good, r2, np.nan), np.where(good[:, None], slopes, np.nan)
 
 
-def _fit(data: np.ndarray, layer: np.ndarray, weights: np.ndarray, part: Which) -> tuple[float, tuple[float, ...]]:
-    """R^2 and slopes; NaN where they are not determined or leave no room for an error."""
-    k = data.shape[1] - 1
-    nothing = math.nan, (math.nan,) * k
-    if not len(data):
-        return nothing
-    rows, w, _ = _prepared(data, layer, weights, part)
-    lost = 1 if part == "between" else len(np.unique(layer[weights > 0]))
-    root = np.sqrt(w)[:, None]
-    target, columns = (rows[:, :1] * root)[:, 0], rows[:, 1:] * root
-    total = float(target @ target)
-    scale = np.linalg.norm(columns, axis=0)
-    size = np.sqrt((data[:, 1:] ** 2).sum(axis=0)) + 1
-    if int((w > 0).sum()) <= lost + k + 1 or not total > 0 or not (scale > 1e-10 * size).all():
-        return nothing
-    slopes, *_ = np.linalg.lstsq(columns / scale, target, rcond=None)
-    error = target - columns / scale @ slopes
-    return 1 - float(error @ error) / total, tuple((slopes / scale).tolist())
+def _held_out_seeds(data: np.ndarray, layer: np.ndarray, unit: np.ndarray) -> float:
+    """R^2 within layers over seeds that took no part in the fit, against the layers' means of those that did."""
+    sums = _Sums.of(data, layer, unit)
+    times = 1 - np.eye(len(sums.n))
+    _, slopes = sums.fit(times, "within")
+    n = times @ sums.n
+    means = np.einsum("ds,slk->dlk", times, sums.first) / np.where(n > 0, n, np.nan)[:, :, None]
+    away = data - data.mean(axis=0) - means[unit, layer]
+    return _beyond(away[:, 0], (away[:, 1:] * slopes[unit]).sum(axis=1))
 
 
-def _held_out(data: np.ndarray, layer: np.ndarray, left_out: np.ndarray, part: Which) -> float:
-    """R^2 over points that took no part in the fit, against the mean of those that did."""
-    error = total = 0.0
-    points = data
-    if part == "between":
-        points = _means(data, layer, np.ones(len(data)))
-        left_out, layer = np.arange(len(points)), np.arange(len(points))
-    for one in np.unique(left_out):
-        train = left_out != one
-        _, slopes = _fit(points, layer, train.astype(float), part)
-        if not all(map(math.isfinite, slopes)):
-            return math.nan
-        _, _, centre = _prepared(points, layer, train.astype(float), part)
-        away = points[~train] - (centre[layer[~train]] if part == "within" else centre)
-        away = away[np.isfinite(away).all(axis=1)]
-        error += float(((away[:, 0] - away[:, 1:] @ np.array(slopes)) ** 2).sum())
-        total += float((away[:, 0] ** 2).sum())
+def _held_out_layers(data: np.ndarray, layer: np.ndarray) -> float:
+    """R^2 between layers over layers that took no part in the fit, against the mean of those that did."""
+    means = np.array([data[layer == one].mean(axis=0) for one in range(int(layer.max()) + 1)])
+    sums = _Sums.of(means, np.arange(len(means)), np.arange(len(means)))
+    times = 1 - np.eye(len(means))
+    _, slopes = sums.fit(times, "between")
+    away = means - (means.sum(axis=0) - means) / (len(means) - 1)
+    return _beyond(away[:, 0], (away[:, 1:] * slopes).sum(axis=1))
+
+
+def _beyond(true: np.ndarray, predicted: np.ndarray) -> float:
+    """1 - squared error over square; NaN where a fit was not determined. What has no mean is left out."""
+    known = np.isfinite(true)
+    total = float((true[known] ** 2).sum())
+    error = float(((true - predicted)[known] ** 2).sum())
     return 1 - error / total if total > 0 else math.nan
 
 
@@ -166,8 +196,8 @@ class Share:
 
     Attributes:
         share: NaN where the sum of y is 0 or no seed has both.
-        low: Lower end of the 95 % interval over seeds, by Fieller's theorem; NaN with fewer than two seeds, or where
-            the sum of y cannot be told from 0.
+        low: Lower end of the interval over seeds (95 % unless asked otherwise), by Fieller's theorem; NaN with fewer
+            than two seeds, or where the sum of y cannot be told from 0.
         high: Upper end of it.
         n: Number of seeds.
     """
@@ -178,12 +208,13 @@ class Share:
     n: int
 
 
-def share_of(y: ArrayLike, predictor: ArrayLike) -> Share:
+def share_of(y: ArrayLike, predictor: ArrayLike, confidence: float = CONFIDENCE) -> Share:
     """Mean of a predictor over seeds divided by the mean of y, in the same unit, with Fieller's interval.
 
     Args:
         y: One value for each seed, shape (n,).
         predictor: One value for each seed, shape (n,); seeds that lack one are left out.
+        confidence: Of the interval.
 
     Source: Fieller, "Some problems in interval estimation", Journal of the Royal Statistical Society B 1954.
     """
@@ -197,7 +228,7 @@ def share_of(y: ArrayLike, predictor: ArrayLike) -> Share:
     if n < 2:
         return Share(share, math.nan, math.nan, n)
     covariance = np.cov(pairs.T) / n
-    t = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) ** 2
+    t = float(stats.t.ppf((1 + confidence) / 2, n - 1)) ** 2
     # The ratios r for which the mean of predictor - r y cannot be told from 0.
     a = below**2 - t * covariance[0, 0]
     b = below * above - t * covariance[0, 1]
