@@ -44,14 +44,16 @@ def _question(config: dict[str, Any]) -> str:
     others = ", ".join(name_of(o) for o in config["continue_with"])
     return (
         f"{first} and {second} train from the same start to the same evaluation loss; from both iterates training goes "
-        f"on for {config['window']} steps with each of {others}. If an optimizer is faster from one region than from "
-        "the other, the region matters; if two optimizers differ in the same region, the optimizer does. The switch is "
+        f"on for {config['window']} steps with each of {others} (SGDM is SGD with momentum). If an optimizer is faster "
+        "from one region than from the other, the region matters; if two optimizers differ in the same region, the "
+        f"optimizer does. SGD's own region is the one that {second} reached. The switch is "
         f"{config['switch_share']:g} of the way, on the log scale, from the start's loss down to what all runs of the "
-        f"tuning seeds reach, at the iterate nearest to it. Learning rates after the switch are tuned for each region "
+        "tuning seeds reach, at the iterate nearest to it. Learning rates after the switch are tuned for each region "
         f"and optimizer, {len(config['factors'])} each, on seeds {config['retune_seeds']}, by the training loss at the "
-        "window's end; all arms of a seed see the same batches, which no run saw before. SGD's own region is the one "
-        f"that {second} reached. A path with large steps lies above the valley it follows, so a fall at once after the "
-        "switch may be the noise going rather than speed: falls are also counted from the first tenth of the window on."
+        "window's end; intervals are over the compared seeds at the chosen learning rates, and do not hold what another "
+        "choice would change. All arms of a seed see the same batches, drawn after those of the runs before. A path "
+        "with large steps lies above the valley it follows, so a fall at once after the switch may be the noise going "
+        "rather than speed: falls are also counted from the first tenth of the window on."
     )
 
 
