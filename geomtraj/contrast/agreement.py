@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from geomtraj.contrast.trend import mean_over_seeds
+from geomtraj.contrast.seeds import CONFIDENCE
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Ranks:
 
     Attributes:
         value: Mean of each seed's own correlation; NaN where no seed has one.
-        low: Lower end of its 95 % t-interval, cut at -1; NaN with fewer than two seeds.
+        low: Lower end of its t-interval, cut at -1; NaN with fewer than two seeds.
         high: Upper end of it, cut at 1.
         n: Number of seeds that have one.
         points: Number of points used.
@@ -64,6 +64,7 @@ def agreement(
     layers: Sequence[Hashable],
     iterates: Sequence[Hashable],
     coefficient: Callable[[ArrayLike, ArrayLike], float] = spearman,
+    confidence: float = CONFIDENCE,
 ) -> Agreement:
     """Rank correlation of two statistics over all points, within layers and between layers.
 
@@ -78,6 +79,7 @@ def agreement(
         layers: Layer of each point.
         iterates: Iterate of each point: optimizer and step, say.
         coefficient: `spearman` or `kendall`.
+        confidence: Of each interval: above 0.95 where several are judged together.
     """
     a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     known = np.flatnonzero(~(np.isnan(a) | np.isnan(b)))
@@ -90,12 +92,19 @@ def agreement(
             if found:
                 each.append(float(np.mean([value for value, _ in found])))
                 used += sum(size for _, size in found)
-        mean = mean_over_seeds(each)
-        return Ranks(mean.mean, max(mean.low, -1.0), min(mean.high, 1.0), mean.n, used)
+        return _over_seeds(each, used, confidence)
 
     return Agreement(
         over(lambda mine: [mine]), over(lambda mine: _split(mine, layers)), over(lambda mine: _split(mine, iterates))
     )
+
+
+def _over_seeds(each: list[float], points: int, confidence: float) -> Ranks:
+    n, mean = len(each), float(np.mean(each)) if each else math.nan
+    if n < 2:
+        return Ranks(mean, math.nan, math.nan, n, points)
+    half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * float(np.std(each, ddof=1)) / math.sqrt(n)
+    return Ranks(mean, max(mean - half, -1.0), min(mean + half, 1.0), n, points)
 
 
 def _split(points: list[int], labels: Sequence[Hashable]) -> list[list[int]]:

@@ -79,8 +79,8 @@ def magnitudes(
     eigenvalues follows Beta(k / 2, (P - k) / 2) whatever they are, which is a spread of about sqrt(2 q (1 - q) / P)
     around the quantile q. And the quadrature is coarse: between two nodes nothing is known. The interval takes both,
     the quantiles at q plus and minus 1.96 spreads and half the largest weight beside it. Where one node near the
-    median stands for more than 0.4 of the eigenvalues, runs are made four times longer, up to `max_steps`, and if
-    that does not do the interval reaches down to zero.
+    median stands for more than 0.4 of the eigenvalues, or that interval reaches the two smallest nodes, runs are made
+    four times longer, up to `max_steps`, and if that does not do the interval reaches down to zero.
 
     Args:
         H: The operator.
@@ -154,7 +154,7 @@ class _Distribution:
     @property
     def resolved(self) -> bool:
         """Whether the median lies among small weights, or is zero to rounding."""
-        return self.coarseness(0.5) <= RESOLVED or self.is_zero(0.5)
+        return self.is_zero(0.5) or self.quantile(0.5).low > 0
 
     def coarseness(self, share: float) -> float:
         """Largest weight of a node beside the quantile, in any run."""
@@ -182,7 +182,9 @@ class _Distribution:
         coarse = self.coarseness(share)
         margin = self.spread(share) + coarse / 2
         low, value, high = (self._at(share + d) for d in (-margin, 0.0, margin))
-        return Bounded(value, low if coarse <= RESOLVED and low > self.floor else 0.0, high)
+        # Below the two smallest nodes, a pair about zero perhaps, nothing is known.
+        inside = share - margin >= self.places[min(2 * len(self.runs), self.places.size) - 1]
+        return Bounded(value, low if coarse <= RESOLVED and inside and low > self.floor else 0.0, high)
 
     def _at(self, share: float) -> float:
         tiny = np.maximum(self.sizes, np.finfo(np.float64).tiny)

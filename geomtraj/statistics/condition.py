@@ -22,7 +22,8 @@ class Condition(Statistic):
 
     Attributes:
         steps: Lanczos steps at first.
-        max_steps: Lanczos steps at most, where the median is not resolved.
+        max_steps: Lanczos steps at most, for blocks whose median is not resolved; the whole has too many eigenvalues
+            near zero for that to help.
         probes: Random starts.
         dense: Blocks of at most this many entries are taken from all their eigenvalues.
         vectors: Whether blocks of vectors (biases, norms) are measured too.
@@ -49,7 +50,8 @@ class Condition(Statistic):
                 remarks.append(f"{label}: the loss does not depend on it")
                 continue
             part = H if label == ALL else H.block(label)
-            found = magnitudes(part, self.steps, self.probes, self.max_steps, self.dense, self.seed)
+            most = self.steps if label == ALL else self.max_steps
+            found = magnitudes(part, self.steps, self.probes, most, self.dense, self.seed)
             quantities[label], details[label] = ratio(found.largest, found.median), _details(found)
             spent += found.matvecs
             if found.status != "ok":

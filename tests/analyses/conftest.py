@@ -5,4 +5,4 @@ from pathlib import Path
 
 ANALYSES = Path(__file__).parent.parent.parent / "analyses"
 if str(ANALYSES) not in sys.path:
-    sys.path.insert(0, str(ANALYSES))
+    sys.path.append(str(ANALYSES))  # behind tests/, which has a spectra.py too

@@ -75,7 +75,7 @@ def test_runs_are_lengthened_where_one_node_stands_for_half_the_eigenvalues():
     assert "32 steps do not resolve the median" in short.status and short.median.low == 0
     assert short.matvecs == 32 and inside(short.median, np.median(np.abs(w)))
     longer = magnitudes(Diagonal(w), 32, 1, 512, dense=0)
-    assert longer.matvecs == 32 + 128 and longer.median.low > 0 and longer.status == "ok"
+    assert longer.matvecs == 32 + 128 + 512 and longer.median.low > 0 and longer.status == "ok"
     assert inside(longer.median, np.median(np.abs(w)))
 
 
@@ -86,6 +86,9 @@ def test_a_median_of_zero_is_told_from_a_small_one():
     assert "zero to rounding" in zero.status and zero.largest.value == pytest.approx(1, rel=1e-5)
     dense = magnitudes(operator(values, dtype=torch.float32), dense=200)
     assert dense.exact and dense.median.value == 0 and "zero to rounding" in dense.status
+    # So does a symmetric pair of nodes beside it.
+    even = magnitudes(Diagonal(np.concatenate([[1.0], np.linspace(-1e-3, 1e-3, 300)])), 5, 1, 5, dense=0)
+    assert even.median.low == 0 and "do not resolve" in even.status
     # A symmetric bulk puts a node at zero although no eigenvalue is there.
     bulk = np.concatenate([[1.0], np.linspace(-1e-3, 1e-3, 300)])
     small = magnitudes(Diagonal(bulk), 12, 1, 12, dense=0)
