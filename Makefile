@@ -95,7 +95,7 @@ sweep: | $(BIN)/.installed  ## choose learning rates for TASK and OPTIMIZERS on 
 	  $(if $(STEPS),--steps $(STEPS)) $(if $(TEXT),--text "$(TEXT)") --device $(DEVICE) --runs runs/sweep --save package
 
 # The paper's questions: one script in analyses/ each, and a page in runs/analyses/. A new one is a name here.
-ANALYSES := adam-vs-sgd two-layer-linear region-switch spectra
+ANALYSES := adam-vs-sgd two-layer-linear region-switch spectra uniformity
 SCALE    ?= small
 .PHONY: analyses $(ANALYSES)
 
