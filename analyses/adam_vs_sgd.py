@@ -9,7 +9,7 @@ import adam_vs_sgd_page as page
 import click
 import machinery
 import trajectories
-from adam_vs_sgd_tasks import Task, compare
+from adam_vs_sgd_tasks import Task, compare, lookups
 from machinery import Analysis
 
 from geomtraj.errors import InputError, unknown_name
@@ -105,7 +105,8 @@ def _compared(analysis: Analysis, runs: Any) -> dict[str, Task]:
             analysis.problems.append(f"{title} is left out: there is no run of {', '.join(lacking)}.")
             continue
         ordered = {o: by_optimizer[o] for o in config["optimizers"]}
-        found[name] = compare(name, title, ordered, config["levels"])
+        model = trajectories.task_of({"recipe": config["recipes"][name], "device": "cpu"}).model(0)
+        found[name] = compare(name, title, ordered, config["levels"], lookups(model))
     return found
 
 

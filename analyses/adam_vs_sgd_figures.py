@@ -37,8 +37,8 @@ def layers(tasks: Sequence[Task], seeds: int) -> Drawing | LeftOut:
     caption = (
         f"R_med and its steadier variants, the second optimizer's over the first one's, for each weight matrix: "
         f"geometric mean over the levels of the loss and over at most {_seeds(seeds)} with its 95 % t-interval (filled "
-        "where it leaves out 1). Below the line: the geometric mean over the weight matrices, whose interval is over "
-        "seeds, too."
+        "where it leaves out 1). Below the line: the geometric mean over the weight matrices without embeddings, whose "
+        "interval is over seeds, too."
     )
     return draw_forests("layers", "R_med at equal loss, layer by layer", caption, panels)
 

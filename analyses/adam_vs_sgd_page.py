@@ -11,7 +11,7 @@ import adam_vs_sgd_figures as figures
 import adam_vs_sgd_findings as findings
 import machinery
 import trajectories
-from adam_vs_sgd_tasks import MEAN, VARIANTS, Task, adjusted, notes, shown
+from adam_vs_sgd_tasks import FIRM, MEAN, MEANS, VARIANTS, Task, adjusted, notes, shown
 from machinery import Analysis
 
 from geomtraj.contrast import Row
@@ -67,13 +67,13 @@ def _question(config: dict[str, Any]) -> str:
         f"{adaptive}, and is the gap absent on images? Both optimizers are tuned with equal budgets by training loss, "
         "and compared where their evaluation losses are equal; the paper's own form, at equal steps, stands beside it. "
         "The summary over layers is the geometric mean over weight matrices (parameter tensors of two or more "
-        "dimensions), with its interval over seeds."
+        "dimensions that are multiplied: no biases, norms or embeddings), with its interval over seeds."
     )
 
 
 def _summary(claimed: Sequence[Task], controls: Sequence[Task], full: Sequence[Task]) -> Sheet:
     rows = []
-    for variant, what in VARIANTS.items():
+    for variant, what in MEANS.items():
         for at in ("loss", "step"):
             after_holm = adjusted(claimed, variant, at)
             for task in [*claimed, *controls, *full]:
@@ -81,7 +81,8 @@ def _summary(claimed: Sequence[Task], controls: Sequence[Task], full: Sequence[T
                 if row is not None:
                     numbers = [row.ratio, row.low, row.high, row.n, row.above, row.t_test_p]
                     p = after_holm.get(task.name)
-                    rows.append([task.title, what, at, len(task.averaged), *numbers, p, row.loss_ratio])
+                    count = len(task.firm if variant == FIRM else task.averaged)
+                    rows.append([task.title, what, at, count, *numbers, p, row.loss_ratio])
     columns = ["task", "variant", "at equal", "matrices", "ratio", "low", "high", "seeds", "above 1", "p", "Holm p"]
     return Sheet(
         "summary",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 import trajectories
+from torch import nn
 
 from geomtraj.contrast import Row, Table, contrast
 from geomtraj.contrast.blocks import mean_over_blocks, only, usable_everywhere
@@ -15,11 +16,13 @@ from geomtraj.contrast.by_pair import PairRatio, pair_ratios
 from geomtraj.contrast.seeds import holm
 from geomtraj.errors import InputError
 from geomtraj.measuring import Results
-from geomtraj.report.material import ALL
 from geomtraj.statistics.base import Quantity
 
 NAMES = {"adam": "Adam", "sgdm": "SGDM", "adamw": "AdamW", "rmsprop": "RMSprop", "sgd": "SGD"}
 VARIANTS = {"r_med": "R_med", "tenth": "10th largest / median", "q99": "0.99 quantile / median"}
+FIRM = "firm"
+MEANS = {**VARIANTS, FIRM: "R_med of well-measured matrices"}
+MOST_OPEN = 0.1  # share of a well-measured matrix's R_med values that may lack an upper end
 MEAN = "mean over weight matrices"
 LEVEL = 0.05  # of tests
 
@@ -35,10 +38,14 @@ class Task:
         sgd: Name of the one above it.
         runs: Optimizer -> its runs, diverged ones among them.
         layers: The weight matrices (parameter tensors of two or more dimensions), in the model's order.
-        averaged: Those whose R_med, in every variant, is positive and finite at every iterate of every run.
+        lookups: Those of them that are looked up, not multiplied: embeddings, whose rows are zero where a token is not
+            in the measuring batches.
+        averaged: Those that are multiplied and whose R_med, in every variant, is positive and finite at every iterate
+            of every run.
+        firm: Those of `averaged` whose intervals have an upper end nearly everywhere.
         others: The other labels: biases, norms, and all parameters together.
-        means: (variant, "loss" or "step") -> the ratio of the geometric means over `averaged`; missing where runs
-            cannot be compared.
+        means: (variant, "loss" or "step") -> the ratio of the geometric means over `averaged`, or for `FIRM` over
+            `firm`; missing where runs cannot be compared.
         tables: (variant, at) -> contrast of the layers, Holm's correction over them.
         rest: at -> contrast of the other labels' R_med.
         loss: Contrast of the evaluation loss at equal steps, or None.
@@ -51,7 +58,9 @@ class Task:
     sgd: str
     runs: dict[str, list[Results]]
     layers: list[str]
+    lookups: list[str]
     averaged: list[str]
+    firm: list[str]
     others: list[str]
     means: dict[tuple[str, str], Row]
     tables: dict[tuple[str, str], Table]
@@ -94,12 +103,13 @@ class Task:
 
     def measured(self, optimizer: str, labels: Sequence[str]) -> list[Quantity]:
         """All single R_med measurements of some blocks along one optimizer's runs."""
-        runs = [r for r in self.runs[optimizer] if not r.diverged and "r_med" in r.statistics]
-        return [m.quantities[k] for r in runs for m in r.of("r_med") for k in labels if k in m.quantities]
+        return _measured(self.runs[optimizer], labels)
 
 
-def compare(name: str, title: str, runs: Mapping[str, Sequence[Results]], levels: int) -> Task:
-    """The contrasts of one task's runs, given as {adaptive: ..., sgd: ...}."""
+def compare(
+    name: str, title: str, runs: Mapping[str, Sequence[Results]], levels: int, lookups: Collection[str] = ()
+) -> Task:
+    """The contrasts of one task's runs, given as {adaptive: ..., sgd: ...}; `lookups` are the embeddings."""
     groups = {key: list(results) for key, results in runs.items()}
     adaptive, sgd = groups
     everything = [r for results in groups.values() for r in results]
@@ -107,7 +117,7 @@ def compare(name: str, title: str, runs: Mapping[str, Sequence[Results]], levels
     labels = list(dict.fromkeys(k for r in everything if "r_med" in r.statistics for k in r.labels("r_med")))
     layers = [k for k in labels if len(shapes.get(k, ())) > 1]
     others = [k for k in labels if k not in layers]
-    averaged, reasons = layers, []
+    averaged, reasons = [k for k in layers if k not in lookups], []
     changed = {}
     for variant in VARIANTS:
         changed[variant] = {
@@ -130,13 +140,42 @@ def compare(name: str, title: str, runs: Mapping[str, Sequence[Results]], levels
             mean = _contrast({k: [_averaged(r, "r_med", averaged) for r in v] for k, v in versions.items()}, at, levels)
             if mean is not None and averaged:
                 means[variant, at] = mean.overall()[0]
+    firm = [k for k in averaged if _open_share(_measured(everything, [k])) <= MOST_OPEN]
+    for at in ("loss", "step"):
+        mean = _contrast({k: [_averaged(r, "r_med", firm) for r in v] for k, v in groups.items()}, at, levels)
+        if mean is not None and firm:
+            means[FIRM, at] = mean.overall()[0]
     rest = {
         at: table
         for at in ("loss", "step")
         if (table := _contrast({k: [only(r, "r_med", others) for r in v] for k, v in groups.items()}, at, levels))
     }
     loss = _contrast(groups, "step", levels, "loss")
-    return Task(name, title, adaptive, sgd, groups, layers, averaged, others, means, tables, rest, loss, reasons)
+    looked_up = [k for k in layers if k in lookups]
+    return Task(
+        name,
+        title,
+        adaptive,
+        sgd,
+        groups,
+        layers,
+        looked_up,
+        averaged,
+        firm,
+        others,
+        means,
+        tables,
+        rest,
+        loss,
+        reasons,
+    )
+
+
+def lookups(model: nn.Module) -> set[str]:
+    """Names of the embeddings' weights; one that is tied to an output layer is multiplied, too, and not among them."""
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    tables -= {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
+    return {name for name, p in model.named_parameters() if id(p) in tables}
 
 
 def notes(task: Task) -> list[str]:
@@ -145,7 +184,7 @@ def notes(task: Task) -> list[str]:
     table = task.tables.get(("r_med", "loss"))
     if table is not None:
         texts += [f"{task.title}: {note}" for note in table.notes]
-    left = [k for k in task.layers if k not in task.averaged]
+    left = [k for k in task.layers if k not in task.averaged and k not in task.lookups]
     if left:
         texts.append(
             f"{task.title}: {', '.join(left)} {'is' if len(left) == 1 else 'are'} not in the mean over weight "
@@ -180,11 +219,17 @@ def _averaged(results: Results, statistic: str, labels: Sequence[str]) -> Result
     return results if results.diverged or not labels else mean_over_blocks(results, statistic, labels, MEAN)
 
 
+def _measured(runs: Sequence[Results], labels: Sequence[str]) -> list[Quantity]:
+    found = [m.quantities for r in runs if not r.diverged and "r_med" in r.statistics for m in r.of("r_med")]
+    return [quantities[k] for quantities in found for k in labels if k in quantities]
+
+
+def _open_share(quantities: Sequence[Quantity]) -> float:
+    return sum(not q.high < math.inf for q in quantities) / max(len(quantities), 1)
+
+
 def _contrast(groups: dict[str, list[Results]], at: str, levels: int, statistic: str = "r_med") -> Table | None:
     try:
         return contrast(groups, statistic, at, levels)
     except InputError:
         return None
-
-
-__all__ = ["ALL", "LEVEL", "MEAN", "NAMES", "VARIANTS", "Task", "adjusted", "compare", "notes", "shown"]

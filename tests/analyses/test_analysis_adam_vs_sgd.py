@@ -10,9 +10,10 @@ import machinery
 import numpy as np
 import pytest
 import trajectories
-from adam_vs_sgd_tasks import MEAN, adjusted, compare, notes
+from adam_vs_sgd_tasks import FIRM, MEAN, adjusted, compare, lookups, notes
 from click.testing import CliRunner
 
+from geomtraj import tasks
 from geomtraj.measuring import Results
 from geomtraj.measuring.results import Measurement, read_measurement
 from geomtraj.report.material import LeftOut
@@ -253,6 +254,21 @@ def test_layers_are_weight_matrices_and_the_gap_is_read_at_equal_loss():
     assert task.by_seed() == pytest.approx(dict.fromkeys(range(5), math.log(3.0)))
 
 
+def test_embeddings_are_compared_but_not_averaged():
+    task = invented(2.0)
+    for m in task.runs["sgdm"][0].of("r_med"):
+        m.quantities["embedding.weight"] = Quantity(math.inf, 1.0, math.inf)
+    task = compare("t", "t", task.runs, 3, {"embedding.weight"})
+    assert task.averaged == ["a.weight", "head.weight"] and task.lookups == ["embedding.weight"]
+    assert "embedding.weight" not in " ".join(t for t in notes(task) if "not in the mean" in t)
+    assert "2 weight matrices (1 left out, of them 1 embeddings)" in verdicts([task])[1][0]
+    assert task.row("r_med", "loss", "embedding.weight").n == 4
+    options = {"layers": 1, "width": 4, "heads": 1, "context": 4}
+    assert lookups(tasks.make("pydoc-lm", **options).model(0)) == {"embedding.weight", "position.weight"}
+    assert lookups(tasks.make("pydoc-lm", **options, tied=True).model(0)) == {"position.weight"}
+    assert lookups(tasks.make("digits-cnn").model(0)) == set()
+
+
 @pytest.mark.parametrize(
     ("task", "verdict"),
     [
@@ -321,9 +337,9 @@ def test_each_verdict_on_the_full_batch(noisy, full, verdict):
 
 def test_a_verdict_that_hangs_on_the_variant_or_the_pairing_is_told():
     found, _ = verdicts([invented(2.0)])
-    assert "No: all 2 are on the same side" in found[1]
+    assert "No: all 3 are on the same side" in found[1]
     found, _ = verdicts([invented(2.0, variant_gap=0.5)])
-    assert "Yes, in 2 of 2 cases" in found[1] and "above 1 becomes below 1" in found[1]
+    assert "Yes, in 2 of 3 cases" in found[1] and "above 1 becomes below 1" in found[1]
     found, _ = verdicts([invented(1.2, fast=4.0)])
     assert "The claim holds" in found[0] and "above 1 becomes below 1" in found[2]
 
@@ -343,14 +359,16 @@ def test_which_optimizer_is_faster(fast, verdict, scope):
 
 def test_values_without_an_upper_end_are_counted_and_unusable_layers_left_out():
     task = invented(2.0)
-    for m in task.runs["sgdm"][0].of("r_med"):
+    first, second = (run.of("r_med") for run in task.runs["sgdm"][:2])
+    for m in [*first, *second]:
         m.quantities["a.weight"] = Quantity(5.0, 1.0, math.inf)
-        m.quantities["head.weight"] = Quantity(math.inf, 1.0, math.inf)
+    first[0].quantities["head.weight"] = Quantity(math.inf, 1.0, math.inf)
     task = compare("t", "t", task.runs, 3)
-    assert task.averaged == ["embedding.weight", "a.weight"]
+    assert task.averaged == ["embedding.weight", "a.weight"] and task.firm == ["embedding.weight"]
+    assert (FIRM, "loss") in task.means
     assert "head.weight is not in the mean" in " ".join(notes(task))
     found, texts = verdicts([task])
-    assert "4 of 80 have no upper end" in found[-1] and "SGDM 1.11 (4 of 40" in texts[-1]
+    assert "8 of 80 have no upper end" in found[-1] and "SGDM 1.11 (8 of 40" in texts[-1]
 
 
 def test_a_loss_that_rises_is_told():
