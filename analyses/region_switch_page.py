@@ -50,7 +50,7 @@ def _question(config: dict[str, Any]) -> str:
         f"{config['switch_share']:g} of the way, on the log scale, from the start's loss down to what all runs of the "
         "tuning seeds reach, at the iterate nearest to it. Learning rates after the switch are tuned for each region "
         f"and optimizer, {len(config['factors'])} each, on seeds {config['retune_seeds']}, by the training loss at the "
-        "window's end; intervals are over the compared seeds at the chosen learning rates, and do not hold what another "
+        "window's end; intervals are over the compared seeds at the chosen learning rates and do not hold what another "
         "choice would change. All arms of a seed see the same batches, drawn after those of the runs before. A path "
         "with large steps lies above the valley it follows, so a fall at once after the switch may be the noise going "
         "rather than speed: falls are also counted from the first tenth of the window on."
