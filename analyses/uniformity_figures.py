@@ -56,18 +56,21 @@ def accounted(
         names = list(SETS)
         for which, part in enumerate(("within layers", "between layers")):
             rows = [each[name][which] for name in names]
+            if not any(math.isfinite(r.r2) for r in rows):
+                continue
             places = list(range(len(names)))
             marks = [
                 Mark("bars", places, [r.r2 for r in rows], COLOURS[0], "in the sample, with interval",
                      [r.low for r in rows], [r.high for r in rows]),
-                Mark("rings", places, [max(r.held_out, -0.25) for r in rows], COLOURS[1], "held out, cut at −0.25"),
+                Mark("rings", [x + 0.25 for x in places], [max(r.held_out, -0.25) for r in rows], COLOURS[1],
+                     "held out, cut at −0.25"),
             ]  # fmt: skip
             title = f"{title_of(config, task)}, {part}"
             panels.append(Panel(title, "", "R² of log R_med", marks, "", places, None, [0, 1], names))
     caption = (
         "Share of the variance of log R_med that each set of predictors accounts for, with intervals by bootstrap over "
         f"{_seeds(found)} seeds; rings: seeds (within layers) or layers (between them) that took no part in the fit. "
-        "Where there is no dot a predictor does not vary, or there are too few layers."
+        "Where there is no dot a predictor does not vary; panels of too few layers are left out."
     )
     return draw_panels("explained", "How much of R_med each accounts for", caption, panels, height=3.8)
 

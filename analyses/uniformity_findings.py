@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from uniformity_points import CONTROL, NAMES, Contrasts, Points
+from uniformity_points import CONTROL, Contrasts, Points
 
 from geomtraj.contrast.explained import Explained, Share
 from geomtraj.report.material import listed
@@ -19,7 +19,7 @@ WORDS = {
     "most": "accounts for most of",
     "some": "accounts for less than half of",
     "little": "does not explain",
-    "over": "differs by far more than",
+    "over": "goes the same way as, but by more than,",
     "open": "may account for more or less than half of",
     "none": "says nothing on",
 }
@@ -30,6 +30,14 @@ EXPLANATIONS = {
     "factorised diagonal": ("factorised diagonal", "factorised", "The factorised diagonal"),
 }
 """Title -> set of the regression, predictor of the contrast, subject of a sentence."""
+
+WHOSE = {
+    "vectors": "singular vectors' left times right",
+    "dead": "factorised R_med that near-dead units make",
+    "frequency": "frequencies",
+    "factorised": "factorised R_med",
+}
+"""Predictor -> whose contrast is compared with that of R_med, with a slope of 1."""
 
 Found = Mapping[str, Points]
 Facing = Mapping[str, Contrasts | None]
@@ -66,7 +74,7 @@ def kind_of_share(share: Share) -> str:
     """Which of `WORDS` a share allows by its interval."""
     if not math.isfinite(share.low):
         return "open" if math.isfinite(share.share) else "none"
-    if share.low > 2 - MOST:
+    if share.low > 1 and share.high > 2 - MOST:
         return "over"
     if share.low > MOST:
         return "most" if share.high < 2 - MOST else "open"
@@ -100,7 +108,8 @@ def _explanation(
 def _subject(subject: str, points: Points, predictor: str, within: Explained) -> str:
     """The subject of a sentence, agreeing with a verb in the singular."""
     if predictor == "frequency" and math.isfinite(within.r2):
-        return f"the tokens' frequency, in the {within.layers} layers that have one,"
+        where = "layer that has" if within.layers == 1 else f"{within.layers} layers that have"
+        return f"the tokens' frequency, in the {where} one,"
     return {"vectors": "the pair of leading singular vectors"}.get(predictor, subject[0].lower() + subject[1:])
 
 
@@ -157,11 +166,11 @@ def _contrast(config: dict[str, Any], against: Contrasts | None, predictor: str)
     if predictor not in against.shares:
         return []
     same, opposite = against.alike(predictor)
+    second, first = reversed(config["optimizers"])
     return [
-        f"R_med of {config['optimizers'][1]} over that of {config['optimizers'][0]} at equal loss is firmly not 1 in "
-        f"{len(firm)} of {layers} layers; {NAMES[predictor]} differ firmly the same way in {same} of these and the "
-        f"other way in {opposite}, and account for {_share(against.shares[predictor])} of the log contrast, with a "
-        "slope of 1."
+        f"R_med of {second} over that of {first} at equal loss is firmly not 1 in {len(firm)} of {layers} layers; the "
+        f"contrast of the {WHOSE[predictor]} goes firmly the same way in {same} of these and the other way in "
+        f"{opposite}, and over all of them is {_share(against.shares[predictor])} of the log contrast of R_med."
     ]
 
 
@@ -184,7 +193,9 @@ def _control(config: dict[str, Any], found: Found, facing: Facing) -> Answer:
     texts = [
         f"{_seeds(points)}, iterates in the theorem's window: R² within layers {_r2(within)}, on seeds left out "
         f"{number(within.held_out)}; the first singular value holds {number(held, 3)} % of a weight's squared norm.",
-        f"The factorised diagonal is exact there: {_share(points.level('factorised'))} of log R_med.",
+        f"The factorised diagonal, which is exact there in theory, is {_share(points.level('factorised'))} of log "
+        "R_med. The inputs are white, so that the right singular vectors of the first weight play no part, and left "
+        "times right overstates its contrast.",
         *_contrast(config, against, "vectors"),
     ]
     return Answer(title, verdict, texts)

@@ -252,12 +252,22 @@ def contrasts(points: Points, optimizers: Sequence[str], levels: int) -> Contras
     notes: list[str] = []
     for name in ("r_med", *NAMES):
         groups = {o: _results(points.where(optimizer=o), name) for o in (first, second)}
-        empty = [o for o, runs in groups.items() if not any(m.quantities for r in runs for m in r.measurements)]
+        empty = [
+            o
+            for o, runs in groups.items()
+            if not any(m.quantities for r in runs for m in r.measurements if m.statistic == name)
+        ]
         if empty:
             if name == "r_med":
                 raise InputError(f"no R_med of {empty[0]} can be compared: no run of it is left.")
             continue
-        table = contrast(groups, name, at="loss", levels=levels)
+        try:
+            table = contrast(groups, name, at="loss", levels=levels)
+        except InputError as error:
+            if name == "r_med":
+                raise
+            notes.append(f"{NAMES[name]}: {error}")
+            continue
         notes += table.notes if name == "r_med" else ()
         rows[name] = {row.label: row for row in table.overall()}
         logs: dict[tuple[str, int], list[float]] = {}

@@ -83,9 +83,11 @@ def explained(
     if count > 2:
         times = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)
         found, _ = sums.fit(times.astype(float), part)
-        spread = float(np.nanstd(_fisher(found))) * math.sqrt(count / (count - 1))
+        known = found[np.isfinite(found)]
+        spread = float(np.std(_fisher(known))) * math.sqrt(count / (count - 1)) if len(known) > draws / 2 else math.nan
         half = float(stats.t.ppf((1 + confidence) / 2, count - 1)) * spread
-        low, high = (math.tanh(max(float(_fisher(r2)) + side * half, 0)) ** 2 for side in (-1, 1))
+        ends = np.tanh(np.maximum(_fisher(r2) + np.array([-half, half]), 0)) ** 2
+        low, high = (float(x) for x in ends)
     held_out = _held_out_layers(data, layer) if part == "between" else _held_out_seeds(data, layer, unit)
     return Explained(float(r2), low, high, held_out, tuple(slopes.tolist()), n, count, many)
 

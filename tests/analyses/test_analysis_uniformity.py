@@ -1,6 +1,7 @@
 import csv
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -160,6 +161,22 @@ def test_bad_input_is_one_sentence(tmp_path, changed, message):
     assert result.exit_code == 2 and message in result.stderr and result.stderr.count("\n") == 1
 
 
+def test_one_seed_decides_nothing_and_keeps_the_tables(smoke, tmp_path, monkeypatch):
+    monkeypatch.setattr(page.figures, "draw_panels", lambda *_, **__: LeftOut("No figure."))
+    shutil.copytree(smoke[0] / "trajectories", tmp_path / "trajectories")
+    result = invoke(tmp_path, seeds=[0])
+    assert result.exit_code == 0 and "1 seed: what is explained has no interval" in result.stderr
+    assert "accounts for" not in result.stdout and "does not explain" not in result.stdout
+    assert {r["seed"] for r in table(tmp_path, "points")} == {"0"}
+
+
+def test_learning_rates_that_all_diverge_are_told_in_a_sentence(tmp_path):
+    wild = {**LANGUAGE, "rates": {"adam": [0.01], "sgdm": [1e12]}}
+    result = invoke(tmp_path, **{"recipes.language": wild})
+    assert result.exit_code == 2 and "every run of sgdm on pydoc-lm diverged" in result.stderr
+    assert list((tmp_path / "uniformity" / "parts").glob("tune-*.json")), "what was tuned is kept"
+
+
 CONFIG = {
     "tasks": ["language"],
     "optimizers": ["adam", "sgdm"],
@@ -257,4 +274,6 @@ def test_runs_without_a_common_loss_are_told_with_what_each_covers():
     texts = findings.answers(CONFIG, found, {"language": None})
     assert "contrast of the optimizers" not in texts[0].verdict
     assert "There is no contrast" in " ".join(texts[0].numbers) or "there is no contrast" in " ".join(texts[0].numbers)
+    with pytest.raises(gt.errors.InputError, match="no R_med of sgdm can be compared"):
+        contrasts(points.where(optimizer="adam"), CONFIG["optimizers"], 3)
     assert "do not show there what is known to hold" in texts[-1].verdict or "cannot be decided" in texts[-1].verdict
