@@ -12,6 +12,9 @@ from scipy import stats
 
 from geomtraj.contrast.seeds import CONFIDENCE
 
+LEAST = 4
+"""Fewest points of a seed, layer or iterate whose correlation counts."""
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -69,8 +72,9 @@ def agreement(
     """Rank correlation of two statistics over all points, within layers and between layers.
 
     Points of one seed share their start, their layers and their path, and are not independent: each seed gives
-    one number, and the interval is over seeds. Layers of different size and kind differ in both statistics whatever
-    happens along a run, so that the pooled number can be high or low without the two telling the same of any layer.
+    one number, and the interval is over seeds. Layers and iterates with fewer than four points are left out. Layers of
+    different size and kind differ in both statistics whatever happens along a run, so that the pooled number can be
+    high or low without the two telling the same of any layer.
 
     Args:
         x: One statistic, shape (n,); infinite values rank above all others, points with a NaN are left out.
@@ -87,7 +91,7 @@ def agreement(
     def over(parts: Callable[[list[int]], Iterable[list[int]]]) -> Ranks:
         each, used = [], 0
         for mine in _split(known.tolist(), seeds):
-            found = [(coefficient(a[part], b[part]), len(part)) for part in parts(mine)]
+            found = [(coefficient(a[part], b[part]), len(part)) for part in parts(mine) if len(part) >= LEAST]
             found = [(value, size) for value, size in found if not math.isnan(value)]
             if found:
                 each.append(float(np.mean([value for value, _ in found])))

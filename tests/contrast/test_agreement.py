@@ -45,14 +45,14 @@ def test_layers_of_different_size_make_the_pooled_number_high_while_nothing_agre
 
 
 def test_each_seed_gives_the_mean_of_its_parts_and_points_that_are_missing_are_left_out():
-    seeds, layers, iterates = labelled(3, 4, 5)
+    seeds, layers, iterates = labelled(3, 5, 6)
     rng = np.random.default_rng(2)
-    x, y = rng.normal(size=(2, 60))
+    x, y = rng.normal(size=(2, 90))
     x[7] = math.nan
     found = agreement(x, y, seeds, layers, iterates, kendall, 0.8)
     keep = ~np.isnan(x)
     s, k, i = np.array(seeds), np.array(layers), np.array([step for _, step in iterates])
-    for part, label, total in ((found.within, k, 59), (found.between, i, 59), (found.pooled, np.zeros(60), 59)):
+    for part, label, total in ((found.within, k, 89), (found.between, i, 89), (found.pooled, np.zeros(90), 89)):
         own = []
         for seed in range(3):
             places = [keep & (s == seed) & (label == value) for value in np.unique(label)]
@@ -63,11 +63,14 @@ def test_each_seed_gives_the_mean_of_its_parts_and_points_that_are_missing_are_l
 
 
 def test_one_seed_has_a_value_and_no_interval():
-    seeds, layers, iterates = labelled(1, 3, 4)
-    x = np.arange(12.0)
+    seeds, layers, iterates = labelled(1, 4, 4)
+    x = np.arange(16.0)
     found = agreement(x, x, seeds, layers, iterates)
     assert found.pooled.value == found.within.value == found.between.value == 1
     assert math.isnan(found.pooled.low) and math.isnan(found.pooled.high) and found.pooled.n == 1
+    seeds, layers, iterates = labelled(5, 3, 4)
+    few = agreement(np.arange(60.0), np.arange(60.0), seeds, layers, iterates)
+    assert few.within.value == 1 and few.between.n == 0  # three layers are too few to rank
     empty = agreement([math.nan], [1.0], [0], ["a"], [0])
     assert math.isnan(empty.pooled.value) and empty.pooled.n == 0
 
