@@ -79,5 +79,6 @@ class Hessian(SymmetricOperator):
         return part
 
     def _matmat(self, vectors: Tensor) -> Tensor:
-        total = self._engine.products(vectors.T.contiguous())
+        rows = vectors.T if vectors.stride(0) == 1 else vectors.T.contiguous()
+        total = self._engine.products(rows)
         return self.problem.over_ranks(total, of=vectors).div_(self.problem.total_weight).T

@@ -25,7 +25,7 @@ class Compiled(LinearizedForward):
         super().__init__(loss)
         self._program: Any = torch.compile(self._program, dynamic=False)
         try:
-            self.product(torch.zeros_like(torch.cat([value.reshape(-1) for value in loss.values])))
+            self.pieces(torch.zeros_like(torch.cat([value.reshape(-1) for value in loss.values])))
         except torch.cuda.OutOfMemoryError:
             raise
         except Exception as error:  # whatever the compiler raises

@@ -18,15 +18,15 @@ class Differences(Way):
     max-pooling), differences measure those, not the Hessian: on such models in float32 they are of no use.
     """
 
-    def product(self, vector: Tensor) -> Tensor:
+    def pieces(self, vector: Tensor) -> list[Tensor]:
         """The product with one vector (P,), from the gradients on both sides of theta."""
         length = float(vector.norm())
         if not length > 0:
-            return torch.zeros_like(vector)
+            return [torch.zeros_like(vector)]
         theta = flat(self.loss.values)
         step = torch.finfo(vector.dtype).eps ** (1 / 3) * (1 + float(theta.norm())) ** 0.5 / length
         ahead, behind = (self._gradient(theta + h * vector) for h in (step, -step))
-        return (ahead - behind) / (2 * step)
+        return [(ahead - behind) / (2 * step)]
 
     def _gradient(self, theta: Tensor) -> Tensor:
         leaves = [row.detach().requires_grad_() for row in self.loss.rows(theta)]

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from geomtraj.operators.batch_loss import BatchLoss
-from geomtraj.operators.ways.base import Way, flat
+from geomtraj.operators.ways.base import Way
 
 
 class Forward(Way):
@@ -20,9 +20,9 @@ class Forward(Way):
     Source: Pearlmutter (1994), "Fast exact multiplication by the Hessian", section 3.
     """
 
-    def product(self, vector: Tensor) -> Tensor:
+    def pieces(self, vector: Tensor) -> list[Tensor]:
         """The product with one vector (P,), from one gradient of dual numbers."""
-        return flat(derivative(self.loss, self.loss.rows(vector)))
+        return derivative(self.loss, self.loss.rows(vector))
 
 
 def derivative(loss: BatchLoss, along: Sequence[Tensor]) -> list[Tensor]:

@@ -11,9 +11,9 @@ from geomtraj.operators.ways.kept import Kept
 class Fresh(Way):
     """Reverse over reverse with the gradient's graph built anew in each call and freed behind its last vector."""
 
-    def product(self, vector: Tensor) -> Tensor:
+    def pieces(self, vector: Tensor) -> list[Tensor]:
         """The product with one vector (P,), through a graph of its own."""
-        return Kept(self.loss).product(vector)
+        return Kept(self.loss).pieces(vector)
 
     def products(self, rows: Tensor) -> Tensor:
         """The products (k, P), through one graph for all of them."""

@@ -37,9 +37,9 @@ class Kept(Way):
         self._paths = [i for i, g in enumerate(reached) if g is not None and g.requires_grad]
         self._gradients = [g for g in reached if g is not None and g.requires_grad]
 
-    def product(self, vector: Tensor) -> Tensor:
+    def pieces(self, vector: Tensor) -> list[Tensor]:
         """The product with one vector (P,), by one backward pass."""
-        return flat(self.along(self.loss.rows(vector)))
+        return self.along(self.loss.rows(vector))
 
     def block(self, rows: Tensor) -> Tensor:
         """The products (k, P), by one backward pass mapped over the vectors."""

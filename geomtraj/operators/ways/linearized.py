@@ -31,10 +31,10 @@ class LinearizedForward(Way):
         self._mapped: Callable[..., list[Tensor]] | None = None
         self.held = held_bytes(self._program)
 
-    def product(self, vector: Tensor) -> Tensor:
+    def pieces(self, vector: Tensor) -> list[Tensor]:
         """The product with one vector (P,), by one run of the recorded operations."""
         with torch.no_grad(), exact_arithmetic():
-            return flat(self._program(*self.loss.rows(vector)))
+            return list(self._program(*self.loss.rows(vector)))
 
     def block(self, rows: Tensor) -> Tensor:
         """The products (k, P), by one run of the recorded operations mapped over the vectors."""
