@@ -14,7 +14,7 @@ from geomtraj.report.material import Drawing, LeftOut
 from geomtraj.report.panels import Mark, Panel, draw_panels
 from geomtraj.report.style import COLOURS
 
-DECADES = 5  # below the largest eigenvalue that are drawn
+DECADES = 4  # below the largest eigenvalue that are drawn
 KINDS = dict(zip(COMPARED, ("#000000", COLOURS[2], COLOURS[4]), strict=True))
 
 
@@ -40,11 +40,11 @@ def densities(tasks: Sequence[Task]) -> Drawing | LeftOut:
             title = f"{task.title}, {words} (losses {losses[0]:.3g} to {losses[-1]:.3g})"
             panels.append(Panel(title, "|λ|", "share of eigenvalues per decade", marks, "xy"))
     caption = (
-        f"Eigenvalues of the full Hessian by Lanczos quadrature at the lowest compared loss, smoothed over {KERNEL:g} "
-        f"decades, {_seeds(tasks)}: thin lines are seeds, thick ones their mean. The sign of eigenvalues far below the "
-        "largest is not resolved."
+        f"Eigenvalues of the full Hessian by Lanczos quadrature, smoothed over {KERNEL:g} decades, {_seeds(tasks)}: "
+        "thin lines are seeds, each at its own lowest compared loss, thick ones their mean. Far below the largest "
+        "eigenvalue the quadrature has few nodes: bumps there are nodes, and their sign means nothing."
     )
-    return draw_panels("densities", "Spectral densities at equal loss", caption, panels)
+    return draw_panels("densities", "Spectral densities at nearly equal loss", caption, panels)
 
 
 def scatter(tasks: Sequence[Task]) -> Drawing | LeftOut:
@@ -77,12 +77,12 @@ def ratios(tasks: Sequence[Task]) -> Drawing | LeftOut:
         usable, series = task.usable(), []
         for key, rows in contrasts(task).items():
             ends = {layer: (r.ratio, r.low, r.high) for layer, (r, _) in rows.items() if r.n}
-            if usable:
+            if len(usable) > 1:
                 mean = task.mean_contrast(key, usable)
                 ends[MEAN] = (mean.ratio, mean.low, mean.high)
             series.append(Ratios(COMPARED[key], KINDS[key], ends))
-        names = [*task.layers, MEAN] if usable else task.layers
-        panels.append(Forest(task.title, f"{task.ratio} at equal loss", names, series, apart=1 if usable else 0))
+        names = [*task.layers, MEAN] if len(usable) > 1 else task.layers
+        panels.append(Forest(task.title, f"{task.ratio} at equal loss", names, series, apart=int(len(usable) > 1)))
     caption = (
         f"Ratio of the optimizers, geometric mean over {_seeds(tasks)} with 95 % t-interval (filled where it leaves "
         "out 1, without correction for the number of layers). A layer without a mark has a median |λ| that is zero or "

@@ -84,7 +84,7 @@ _WORDS = {
     "poor": "it does not (rank correlation below {:g})",
     "opposite": "it ranks the other way (rank correlation below 0)",
     "undecided": "it cannot be decided (the rank correlation's interval contains 0 and {:g})",
-    "none": "it cannot be decided, for want of two seeds with points that can be ranked",
+    "none": "it cannot be decided, for want of two seeds with four points to rank",
 }
 
 
@@ -133,7 +133,7 @@ def _signs(task: Task) -> Answer:
     if opposite:
         texts.append(f"Opposite: {listed(opposite, 6)}.")
     usable = task.usable()
-    if usable:
+    if len(usable) > 1:
         means = {key: task.mean_contrast(key, usable) for key in ("r_med", "condition")}
         texts.append(
             f"Geometric mean of {task.ratio} over the {len(usable)} layers known in every pair, 95 % interval: "
@@ -147,15 +147,20 @@ def _signs(task: Task) -> Answer:
             f"Point estimates lie on the same side of 1 in {len(same)} of {len(known)} layers, decided or not; chance "
             "alone would give about half."
         )
-    gaps = [m.difference for matches in task.matches.values() for m in matches]
-    if gaps:
-        worst = 100 * math.expm1(max(map(abs, gaps)))
-        mean = 100 * math.expm1(sum(gaps) / len(gaps))
-        texts.append(
-            f"The compared iterates' losses differ by {number(worst, 2)} % at most; on average "
-            f"{task.optimizers[1]}'s is {number(abs(mean), 2)} % {'higher' if mean > 0 else 'lower'}."
-        )
+    texts += _gap(task)
     return Answer(title, verdict, texts)
+
+
+def _gap(task: Task) -> list[str]:
+    """How equal the losses are."""
+    gaps = [m.difference for matches in task.matches.values() for m in matches]
+    if not gaps:
+        return []
+    worst, mean = (100 * math.expm1(x) for x in (max(map(abs, gaps)), sum(gaps) / len(gaps)))
+    return [
+        f"The compared iterates' losses differ by {number(worst, 2)} % at most; on average {task.optimizers[1]}'s is "
+        f"{number(abs(mean), 2)} % {'higher' if mean > 0 else 'lower'} ({len(gaps)} pairs)."
+    ]
 
 
 def contrasts(task: Task) -> dict[str, dict[str, tuple[OverSeeds, float]]]:
@@ -197,7 +202,7 @@ def _sizes(tasks: Sequence[Task]) -> Answer:
 
 
 def _densities(tasks: Sequence[Task]) -> Answer:
-    title = "The full Hessian at equal loss"
+    title = "The full Hessian at nearly equal loss"
     rows = [(task, key, task.contrast(ALL, key)) for task in tasks for key in FULL]
     adjusted = holm([r.t_test_p for _, _, r in rows])
     names = [
@@ -215,7 +220,7 @@ def _densities(tasks: Sequence[Task]) -> Answer:
     for task in tasks:
         known = [f"{FULL[key]} {_ratio(r)}" for t, key, r in rows if t is task and r.n]
         if known:
-            texts.append(f"{task.title}, {task.ratio} with 95 % interval: {', '.join(known)}.")
+            texts.append(f"{task.title}, {task.ratio} with 95 % interval: {', '.join(known)}. {' '.join(_gap(task))}")
         lost = [FULL[key] for t, key, r in rows if t is task and not r.n]
         if lost:
             texts.append(f"{task.title}: no ratio of {listed(lost)} can be given (not resolved, or zero).")
@@ -245,10 +250,11 @@ def _resolution(tasks: Sequence[Task]) -> Answer:
             rows += [f"{words} in {listed(names, 8)}"] if names else []
         if rows:
             texts.append(f"{task.title}: {'; '.join(rows)}.")
-    if counts["zero"]:
+    zero = [p for p in points if p.kind == "zero"]
+    if zero:
         texts.append(
             "Where more than half of a block's eigenvalues are zero, its λmax / median |λ| is infinite and compares "
-            "nothing, while R_med is finite: the two are different statistics there."
+            f"nothing; R_med is finite in {sum(math.isfinite(p.r_med) for p in zero)} of these {len(zero)} cases."
         )
     return Answer(title, verdict, texts)
 

@@ -82,7 +82,7 @@ def _contrasts(tasks: Sequence[Task]) -> Sheet:
                 [task.title, layer, COMPARED[key], r.ratio, r.low, r.high, r.n, p] for layer, (r, p) in found.items()
             ]
             usable = task.usable()
-            if usable:
+            if len(usable) > 1:
                 r = task.mean_contrast(key, usable)
                 rows.append([task.title, MEAN, COMPARED[key], r.ratio, r.low, r.high, r.n, None])
     ratio = tasks[0].ratio if tasks else "ratio"

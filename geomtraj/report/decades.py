@@ -7,12 +7,12 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
-KERNEL = 0.12
+KERNEL = 0.2
 """Standard deviation of the smoothing kernel, in decades."""
 
 
 def per_decade(nodes: ArrayLike, weights: ArrayLike, grid: ArrayLike, sign: int = 1) -> np.ndarray:
-    """Share of the eigenvalues per decade of |lambda| on the grid, each node widened by a Gaussian of 0.12 decades.
+    """Share of the eigenvalues per decade of |lambda| on the grid, each node widened by a Gaussian of 0.2 decades.
 
     Both signs together, with the eigenvalues below the grid, integrate to 1 over log10 |lambda|.
 

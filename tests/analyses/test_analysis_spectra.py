@@ -122,7 +122,7 @@ def test_tables_are_made_of_these_points(smoke):
         assert abs(float(r["log ratio of the losses"])) <= math.log(1.3)
     assert "which must hold, does hold in all 32" in output
     text = (folder / "index.html").read_text()
-    assert text.count("data:image/svg+xml") == 3 and "Spectral densities at equal loss" in text
+    assert text.count("data:image/svg+xml") == 3 and "Spectral densities at nearly equal loss" in text
 
 
 def test_the_same_seed_gives_the_same_table_and_what_is_computed_is_kept(smoke, tmp_path, without_figures):
