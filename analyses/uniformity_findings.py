@@ -96,13 +96,25 @@ def _explanation(
             parts.append(f"{WORDS[kind(between)]} the differences between layers")
         share = against.shares.get(predictor) if against else None
         if share is not None and against is not None and against.firm():
-            parts.append(f"{WORDS[kind_of_share(share)]} the contrast of the optimizers at equal loss")
+            firm = f"{len(against.firm())} of {len(against.rows['r_med'])} layers where it is firm"
+            parts.append(f"{WORDS[kind_of_share(share)]} the contrast of the optimizers at equal loss in the {firm}")
         where = config["recipes"][task]["title"]
+        if name == "token frequency" and (alone := _levels(points)):
+            parts.append(alone)
         verdicts.append(f"{where}: {_subject(subject, points, predictor, within)} {listed(parts, 3)}.")
         texts.append(f"{where}, {_seeds(points)}: {_regression(points, chosen, within, between)}")
         texts += _extra(points, name, where)
         texts += [f"{where}: {text}" for text in _contrast(config, against, predictor)]
     return Answer(title, " ".join(verdicts), texts)
+
+
+def _levels(points: Points) -> str:
+    """In which layers the frequency makes up most of log R_med itself, whatever it varies by."""
+    shares = {layer: s for layer in points.layers if (s := points.level("frequency", layer)).n}
+    most = [layer for layer, s in shares.items() if kind_of_share(s) == "most"]
+    if not most:
+        return "is not seen to make up most of log R_med itself in any layer" if shares else ""
+    return f"makes up most of log R_med itself in {listed(most, 4)}"
 
 
 def _subject(subject: str, points: Points, predictor: str, within: Explained) -> str:
@@ -206,8 +218,8 @@ def _r2(e: Explained) -> str:
 
 
 def _share(s: Share) -> str:
-    ends = _interval(100 * s.low, 100 * s.high)
-    return f"{number(100 * s.share)} %{ends}" if math.isfinite(s.share) else "a share that is not known"
+    share, low, high = (round(100 * x, 9) + 0.0 for x in (s.share, s.low, s.high))
+    return f"{number(share)} %{_interval(low, high)}" if math.isfinite(s.share) else "a share that is not known"
 
 
 def _interval(low: float, high: float) -> str:
