@@ -23,7 +23,7 @@ def layers(tasks: Sequence[Task], seeds: int) -> Drawing | LeftOut:
         Forest(
             task.title,
             f"{task.ratio} at equal loss",
-            [*task.layers, MEAN],
+            [*map(_plain, task.layers), MEAN],
             [
                 Ratios(what, KINDS[variant], _rows(task, variant))
                 for variant, what in VARIANTS.items()
@@ -35,7 +35,7 @@ def layers(tasks: Sequence[Task], seeds: int) -> Drawing | LeftOut:
         if ("r_med", "loss") in task.tables
     ]
     caption = (
-        f"R_med and its steadier variants, the second optimizer's over the first one's, for each weight matrix: "
+        f"R_med and its steadier variants, {_names(tasks)}, for each weight matrix: "
         f"geometric mean over the levels of the loss and over at most {_seeds(seeds)} with its 95 % t-interval (filled "
         "where it leaves out 1). Below the line: the geometric mean over the weight matrices without embeddings, whose "
         "interval is over seeds, too."
@@ -58,8 +58,8 @@ def along(tasks: Sequence[Task]) -> Drawing | LeftOut:
                     losses = one.losses()
                     points = [(losses[m.step], q.value) for m, q in one.series("r_med", label) if m.step in losses]
                     x, y = [p[0] for p in points], [p[1] for p in points]
-                    marks += [Mark("line", x, y, colour, shown(optimizer)), Mark("dots", x[-1:], y[-1:], colour)]
-            what = "mean over matrices" if label == MEAN else short(label, 30)
+                    marks += [Mark("thin", x, y, colour, shown(optimizer)), Mark("dots", x[-1:], y[-1:], colour)]
+            what = "mean over matrices" if label == MEAN else short(_plain(label), 30)
             panels.append(Panel(f"{task.title}\n{what}", "evaluation loss", "R_med", marks, "xy"))
     caption = (
         "R_med along training against the evaluation loss, one line for each seed, a dot at its end; training goes "
@@ -74,7 +74,7 @@ def full_batch(pairs: Sequence[tuple[Task, Task]], seeds: int) -> Drawing | Left
         Forest(
             noisy.title,
             f"{noisy.ratio} at equal loss",
-            [*noisy.layers, MEAN],
+            [*map(_plain, noisy.layers), MEAN],
             [
                 Ratios("mini-batches", NOISY, _rows(noisy, "r_med")),
                 Ratios("full batch, no gradient noise", FULL, _rows(full, "r_med")),
@@ -111,7 +111,7 @@ def summary(tasks: Sequence[Task], seeds: int) -> Drawing | LeftOut:
         for variant, what in VARIANTS.items()
     ]
     caption = (
-        "The geometric mean over weight matrices of the ratio of the second optimizer to the first, with its 95 % "
+        f"The geometric mean over weight matrices of the ratio {_names(tasks)}, with its 95 % "
         f"t-interval over at most {_seeds(seeds)} (filled where it leaves out 1), by variant of R_med and by how runs "
         "are paired."
     )
@@ -120,9 +120,18 @@ def summary(tasks: Sequence[Task], seeds: int) -> Drawing | LeftOut:
 
 def _rows(task: Task, variant: str) -> dict[str, tuple[float, float, float]]:
     table = task.tables.get((variant, "loss"))
-    rows = {r.label: _ends(r) for r in table.overall() if r.n} if table else {}
+    rows = {_plain(r.label): _ends(r) for r in table.overall() if r.n} if table else {}
     mean = task.means.get((variant, "loss"))
     return {**rows, MEAN: _ends(mean)} if mean is not None else rows
+
+
+def _plain(label: str) -> str:
+    """A matrix's name without what all have in common."""
+    return label.removesuffix(".weight")
+
+
+def _names(tasks: Sequence[Task]) -> str:
+    return tasks[0].ratio if tasks else "the second optimizer's over the first one's"
 
 
 def _ends(row: Row) -> tuple[float, float, float]:

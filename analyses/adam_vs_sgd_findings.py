@@ -28,13 +28,13 @@ def answers(
         pairs: Tasks with mini-batches, each with its full-batch control.
         margin: Factor within which a ratio counts as 1.
     """
-    after_holm = adjusted(claimed)
+    after_holm, sides = adjusted(claimed), _faster([*claimed, *controls])
     return [
-        *(_claim(task, after_holm[task.name], len(claimed), margin) for task in claimed),
+        *(_claim(task, after_holm[task.name], len(claimed), margin, sides.get(task.name)) for task in claimed),
         *(_control(task, margin) for task in controls),
         *(_full_batch(noisy, full) for noisy, full in pairs),
         *_variants(claimed, controls),
-        *_speed([*claimed, *controls]),
+        _speed([*claimed, *controls], sides),
         *_precision([*claimed, *controls, *(full for _, full in pairs)]),
     ]
 
@@ -48,7 +48,7 @@ def state(row: Row | None, p: float) -> str:
     return ABOVE if row.ratio > 1 else BELOW
 
 
-def _claim(task: Task, p: float, family: int, margin: float) -> Answer:
+def _claim(task: Task, p: float, family: int, margin: float, faster: str | None) -> Answer:
     higher, lower = shown(task.sgd), shown(task.adaptive)
     title = f"{task.title}: does {higher} run through larger R_med than {lower} at equal loss?"
     row = task.means.get(("r_med", "loss"))
@@ -74,7 +74,7 @@ def _claim(task: Task, p: float, family: int, margin: float) -> Answer:
     else:
         verdict = f"It cannot be decided: the interval contains 1, {_times(row)} (n = {row.n})."
     texts = [_mean(task, row), f"Holm-adjusted p over {family} task{'s' * (family != 1)}: {number(p, 2)}."]
-    return Answer(title, verdict, [*texts, *_layers(task), *_scope(task)])
+    return Answer(title, verdict, [*texts, *_layers(task), *_scope(task, faster)])
 
 
 def _control(task: Task, margin: float) -> Answer:
@@ -195,14 +195,28 @@ def _states(claimed: Sequence[Task], controls: Sequence[Task], variant: str, at:
     return {name: state(row, p[name]) for name, row in rows.items()}
 
 
-def _speed(tasks: Sequence[Task]) -> list[Answer]:
-    """Which optimizer has the lower evaluation loss at equal steps."""
-    rows = {t.name: r for t in tasks if t.loss is not None for r in t.loss.overall() if r.n > 1}
-    title = "Which optimizer is faster?"
-    if not rows:
-        return [Answer(title, "It cannot be decided: no two pairs of runs share a step.", [])]
+def _faster(tasks: Sequence[Task]) -> dict[str, str]:
+    """Task -> `ABOVE` where the second optimizer's loss at equal steps is the higher one, after Holm's correction."""
+    rows = _loss_ratios(tasks)
     after_holm = dict(zip(rows, holm([r.t_test_p for r in rows.values()]), strict=True))
-    sides = {name: state(row, after_holm[name]) for name, row in rows.items()}
+    return {name: state(row, after_holm[name]) for name, row in rows.items()}
+
+
+def _loss_ratios(tasks: Sequence[Task]) -> dict[str, Row]:
+    """Task -> ratio of the losses at the last common step, whose training loss the learning rates were tuned for."""
+    found = {}
+    for task in tasks:
+        rows = [r for r in task.loss if r.at != "all" and r.n > 1] if task.loss is not None else []
+        if rows:
+            found[task.name] = max(rows, key=lambda r: float(r.at))
+    return found
+
+
+def _speed(tasks: Sequence[Task], sides: dict[str, str]) -> Answer:
+    """Which optimizer has the lower evaluation loss at equal steps."""
+    title, rows = "Which optimizer is faster?", _loss_ratios(tasks)
+    if not rows:
+        return Answer(title, "It cannot be decided: no two pairs of runs share a step.", [])
     titles = {t.name: t.title for t in tasks}
     adaptive, sgd = shown(tasks[0].adaptive), shown(tasks[0].sgd)
     parts = [
@@ -211,21 +225,12 @@ def _speed(tasks: Sequence[Task]) -> list[Answer]:
         if side in sides.values()
     ]
     texts = [
-        f"Evaluation loss of {sgd} over that of {adaptive}, mean log ratio over the measured steps: "
-        f"{listed((f'{titles[n]} {_interval(r)}' for n, r in rows.items()), 12)} (decided by Holm-adjusted p over "
-        f"{len(rows)} task{'s' * (len(rows) != 1)}).",
-        *(text for t in tasks if (text := _end(t))),
+        f"Evaluation loss of {sgd} over that of {adaptive} at the last step: "
+        f"{listed((f'{titles[n]} {_interval(r)} (step {r.at})' for n, r in rows.items()), 12)}; decided by "
+        f"Holm-adjusted p over {len(rows)} task{'s' * (len(rows) != 1)}. The steps before stand in the table.",
         "The claim is made for tasks on which the adaptive method is faster.",
     ]
-    return [Answer(title, f"At equal steps: {'; '.join(parts)}.", texts)]
-
-
-def _end(task: Task) -> str:
-    rows = [r for r in task.loss if r.at != "all" and r.n] if task.loss is not None else []
-    if not rows:
-        return ""
-    last = max(rows, key=lambda r: float(r.at))
-    return f"{task.title}, at step {last.at}: {_interval(last)}."
+    return Answer(title, f"At the last of equal steps: {'; '.join(parts)}.", texts)
 
 
 def _precision(tasks: Sequence[Task]) -> list[Answer]:
@@ -293,11 +298,9 @@ def _layers(task: Task) -> list[str]:
     ]
 
 
-def _scope(task: Task) -> list[str]:
-    row = next(iter(task.loss.overall()), None) if task.loss is not None else None
-    if row is None or row.n < 2:
+def _scope(task: Task, side: str | None) -> list[str]:
+    if side is None:
         return []
-    side = state(row, row.t_test_p)
     if side == ABOVE:
         return [f"{shown(task.adaptive)} is the faster one here, as the claim supposes."]
     what = f"{shown(task.sgd)} is the faster one" if side == BELOW else "neither is seen to be faster"

@@ -150,7 +150,7 @@ def compare(
         for at in ("loss", "step")
         if (table := _contrast({k: [only(r, "r_med", others) for r in v] for k, v in groups.items()}, at, levels))
     }
-    loss = _contrast(groups, "step", levels, "loss")
+    loss = _contrast({k: [only(r, "loss", ["loss"]) for r in v] for k, v in groups.items()}, "step", levels, "loss")
     looked_up = [k for k in layers if k in lookups]
     return Task(
         name,

@@ -111,6 +111,8 @@ def test_the_page_holds_what_was_asked(smoke):
         assert title in text and title in output
     assert {r["task"] for r in table(folder, "learning_rates")} == {"language", "images", "language_full_batch"}
     assert len(table(folder, "learning_rates")) == 12
+    speed = [r for r in table(folder, "speed") if r["task"] == "digits"]
+    assert [r["step"] for r in speed[-2:]] == ["20", "all"] and len(speed) == 3
     paper = table(folder, "steps_images")
     assert paper[0]["layer"] == "loss of SGDM" and paper[-1]["layer"] == MEAN
     assert "(" in paper[2]["step 20"] and "[" in paper[2]["at equal loss"]
