@@ -51,8 +51,9 @@ def explained(
     "within": layers' means are taken out of all columns, one set of slopes for all layers. "between": a line through
     the layers' means. Points of one run are not independent, so the interval comes from drawing seeds, each with all
     its points, with replacement: Student's t with the draws' standard deviation on Fisher's scale, arctanh of R. It
-    does not say what other layers would have given. On data with known R^2 of 0.2 to 0.99 from 4, 5 and 10 seeds the
-    95 % intervals held it 91 to 99 % of the time.
+    does not say what other layers would have given. On simulated data of known R^2 with 5 seeds
+    the 95 % intervals held it in 92 and 96 % (within) and 90 % (between) of 80 data sets each
+    (`tests/contrast/test_explained.py`); a true R^2 of exactly 0 they may miss.
 
     Args:
         y: Values, shape (n,).
