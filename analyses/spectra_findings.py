@@ -42,8 +42,15 @@ def remarks(tasks: Sequence[Task]) -> list[str]:
 def _rank(config: dict[str, Any], task: Task, confidence: float) -> Answer:
     title = f"{task.title}: does R_med rank iterates and layers as λmax / median |λ| does?"
     found = task.agreement("condition", spearman, confidence)
-    parts = {"within layers": found.within, "between layers": found.between}
-    verdicts = {where: judged(r, config["fair"]) for where, r in parts.items()}
+    estimated = task.agreement("estimate", spearman, confidence)
+    parts = {
+        "within layers": (found.within, estimated.within),
+        "between layers": (found.between, estimated.between),
+    }
+    verdicts = {}
+    for where, pair in parts.items():
+        known, with_estimates = (judged(r, config["fair"]) for r in pair)
+        verdicts[where] = known if known == with_estimates else "mixed"
     if all(v == "fair" for v in verdicts.values()):
         verdict = f"Yes: R_med is a fair stand-in here, within layers and between them (rank correlation above "\
                   f"{config['fair']:g})."  # fmt: skip
@@ -65,8 +72,11 @@ def _rank(config: dict[str, Any], task: Task, confidence: float) -> Answer:
         + ".",
     ]
     if left:
+        middle = _middle([p.condition for p in points if p.kind == "resolved"])
+        high = sum(p.condition > middle for p in points if p.kind == "unresolved")
         texts.append(
-            f"{left} of {len(points)} medians are not resolved and left out; with their estimates: "
+            f"{left} of {len(points)} medians are not resolved and left out, which is no chance: by their estimates "
+            f"{high} of these ratios are above the middle of the others. With the estimates: "
             + _three(task, "estimate", spearman, confidence)
             + "."
         )
@@ -84,6 +94,7 @@ _WORDS = {
     "poor": "it does not (rank correlation below {:g})",
     "opposite": "it ranks the other way (rank correlation below 0)",
     "undecided": "it cannot be decided (the rank correlation's interval contains 0 and {:g})",
+    "mixed": "it cannot be decided (the answer is another with the estimates of medians that are not resolved)",
     "none": "it cannot be decided, for want of two seeds with four points to rank",
 }
 
@@ -186,7 +197,7 @@ def _sizes(tasks: Sequence[Task]) -> Answer:
         if factors and shares:
             texts.append(
                 f"{task.title}: λmax / median |λ| is {number(factors[0], 2)} to {number(factors[-1], 2)} times R_med, "
-                f"{number(factors[len(factors) // 2], 2)} times in the middle of {len(factors)} blocks; λmax is "
+                f"{number(_middle(factors), 2)} times in the middle of {len(factors)} blocks; λmax is "
                 f"{number(shares[0], 2)} to {number(shares[-1], 2)} times max|H_ii|."
             )
         elif points:
@@ -257,6 +268,10 @@ def _resolution(tasks: Sequence[Task]) -> Answer:
             f"nothing; R_med is finite in {sum(math.isfinite(p.r_med) for p in zero)} of these {len(zero)} cases."
         )
     return Answer(title, verdict, texts)
+
+
+def _middle(values: Sequence[float]) -> float:
+    return sorted(values)[len(values) // 2] if values else 0.0
 
 
 def _three(task: Task, key: str, coefficient: Any, confidence: float) -> str:

@@ -2,6 +2,7 @@ import csv
 import importlib.util
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -233,6 +234,16 @@ def test_the_findings_know_when_nothing_can_be_decided():
     same = invented(lambda sgdm, k, pair: 3.0**k * 1.3**pair)
     assert "none of 6 layers are both contrasts decided" in verdicts(same)[1]
     assert "No difference between the two is seen" in verdicts(same)[3]
+
+
+def test_medians_that_are_not_resolved_can_leave_the_answer_open():
+    task = invented(larger)
+    points = [
+        replace(p, kind="unresolved", condition=1 / p.condition) if p.layer in LAYERS[2:] else p for p in task.points
+    ]
+    answer = findings.answers(CONFIG, [replace(task, points=points)])[0]
+    assert "with the estimates of medians that are not resolved" in answer.verdict
+    assert "120 of 180 medians are not resolved" in " ".join(answer.numbers)
 
 
 @pytest.mark.parametrize(
