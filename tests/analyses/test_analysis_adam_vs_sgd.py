@@ -170,6 +170,18 @@ def test_a_sweep_that_diverged_everywhere_and_bad_files_leave_the_rest(tmp_path,
     assert alone.exit_code == 2 and "has 9 characters" in alone.stderr.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
+def test_optimizers_that_never_reach_a_common_loss_keep_the_comparison_by_step(tmp_path, without_figures):
+    still = {**RECIPES["images"], "steps": 300, "rates": {"adam": [0.02], "sgdm": [1e-7]}}
+    result = invoke(tmp_path, {"images": still})
+    assert result.exit_code == 0 and "It cannot be decided: nothing can be compared at equal loss" in result.stdout
+    assert result.stderr.count("digits: nothing can be compared at equal loss") == 1
+    assert "adam seed 1 covers" in result.stderr and "sgdm seed 1 covers" in result.stderr
+    summary = table(tmp_path, "summary")
+    assert {r["at equal"] for r in summary} == {"step"} and all(float(r["ratio"]) > 0 for r in summary)
+    assert [r["at equal loss"] for r in table(tmp_path, "steps_images")] == [""] * 6
+
+
 def test_own_texts_and_tables_are_read(tmp_path):
     words = [f"{'abcde'[i % 5]}{'fghij'[i // 8]}{'klmn'[i % 4]}" for i in range(40)]
     (tmp_path / "own.txt").write_text("abcdefgh ijkl\n" * 40)
