@@ -7,6 +7,7 @@ from typing import Any
 
 from region_switch_runs import Arm, Runs, name_of
 
+from geomtraj.contrast.seeds import over_seeds
 from geomtraj.contrast.speed import fall
 from geomtraj.contrast.trend import mean_over_seeds
 from geomtraj.report.material import Drawing, LeftOut
@@ -26,10 +27,10 @@ def speed(config: dict[str, Any], runs: Runs) -> Drawing | LeftOut:
                     label = f"from {name_of(region)}'s region" + ", state carried over" * carry
                     marks += _curve(here, Arm(region, optimizer, carry), colour, label)
             title = f"{config['recipes'][name]['title']}: {name_of(optimizer)}"
-            panels.append(Panel(title, "steps after the switch", "evaluation loss", marks))
+            panels.append(Panel(title, "steps after the switch", "evaluation loss", marks, "y"))
     caption = (
-        f"Evaluation loss after the switch, mean over {len(runs.seeds)} seeds with 95 % interval (shaded; fresh "
-        "state), learning rate tuned for each region and optimizer; the same batches for all."
+        f"Evaluation loss after the switch, geometric mean over {len(runs.seeds)} seeds with 95 % interval (shaded; "
+        "fresh state), learning rate tuned for each region and optimizer; the same batches for all."
     )
     return draw_panels("speed", "Loss after the switch", caption, panels, len(config["continue_with"]), 2.9)
 
@@ -93,8 +94,8 @@ def _curve(runs: Runs, arm: Arm, colour: str, label: str) -> list[Mark]:
     if not good:
         return []
     steps = good[0]["steps"]
-    means = [mean_over_seeds([r["losses"][i] for r in good]) for i in range(len(steps))]
-    line = Mark("line", steps, [m.mean for m in means], colour, label, dashes="--" if arm.carry else "-")
+    means = [over_seeds([math.log(r["losses"][i]) for r in good]) for i in range(len(steps))]
+    line = Mark("line", steps, [m.ratio for m in means], colour, label, dashes="--" if arm.carry else "-")
     if arm.carry or len(good) < 2:
         return [line]
     return [line, Mark("band", steps, steps, colour, "", [m.low for m in means], [m.high for m in means])]

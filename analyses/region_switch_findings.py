@@ -8,7 +8,6 @@ from typing import Any
 from region_switch_runs import MEASURES, Arm, Compared, Runs, name_of, paired
 
 from geomtraj.contrast.seeds import OverSeeds, holm, over_seeds
-from geomtraj.report.material import listed
 from geomtraj.report.style import number
 from geomtraj.report.summary import Answer
 
@@ -53,15 +52,26 @@ def _speed(config: dict[str, Any], runs: Runs, title: str) -> Answer:
         f"Difference of the two falls for {name_of(chosen)}: {number(difference.mean)} [{number(difference.low)}, "
         f"{number(difference.high)}] nats."
     )
+    jumps = [
+        f"{_capital(name_of(o))} {' and '.join(_ratio(runs.jump(Arm(r, o))) for r in (first, second))}" for o in falls
+    ]
+    texts.append(
+        f"Highest loss in the first tenth of the window over that at the switch, from {name_of(first)}'s and from "
+        f"{name_of(second)}'s region: {'; '.join(jumps)}."
+    )
     texts.append(_starts(config, runs, chosen))
-    return Answer(title, speed_verdict(falls[chosen], steps[chosen], p[chosen], first, second, chosen), texts)
+    counted = runs.ratio(Arm(first, chosen), Arm(second, chosen), "fall", runs.level())
+    return Answer(title, speed_verdict(falls[chosen], counted, steps[chosen], p[chosen], first, second, chosen), texts)
 
 
-def speed_verdict(falls: Compared, steps: Compared, p: float, first: str, second: str, chosen: str) -> str:
+def speed_verdict(
+    falls: Compared, counted: Compared, steps: Compared, p: float, first: str, second: str, chosen: str
+) -> str:
     """One sentence on the region's effect on one optimizer.
 
     Args:
-        falls: Ratio of the falls over the window.
+        falls: Ratio of the falls over the window, each from its own start's loss.
+        counted: The same counted from the switch loss, since starts are not exactly there.
         steps: Ratio of the speeds to a common lower loss.
         p: Holm's p of the falls' ratio.
         first: The region above the line.
@@ -78,6 +88,11 @@ def speed_verdict(falls: Compared, steps: Compared, p: float, first: str, second
     if over.n < 2:
         return f"It cannot be decided with {over.n} seed{'s' * (over.n != 1)}: there is no interval."
     span = f"{number(over.ratio)} [{number(over.low)}, {number(over.high)}] times as far (n = {over.n})"
+    other = f"counted from the switch loss rather than from each start's own it is {_ratio(counted.over)}"
+    if not p < LEVEL and over.low <= 1 <= over.high and not counted.over.low <= 1 <= counted.over.high:
+        return (
+            f"It cannot be decided: from {name_of(first)}'s region {name_of(chosen)}'s loss falls {span}, but {other}."
+        )
     if not p < LEVEL:
         lead = "No difference between the regions is seen" if over.low <= 1 <= over.high else (
             "It cannot be decided: the interval leaves out 1, but not after Holm's correction"
@@ -85,6 +100,8 @@ def speed_verdict(falls: Compared, steps: Compared, p: float, first: str, second
         return f"{lead}: from {name_of(first)}'s region {name_of(chosen)}'s loss falls {span}."
     faster = over.ratio > 1
     text = f"{who} is {'faster' if faster else 'slower'} from {name_of(first)}'s region: its loss falls {span}"
+    if not (counted.over.low > 1 if faster else counted.over.high < 1):
+        return f"It cannot be decided: {text[0].lower()}{text[1:]}, but {other}."
     agree = steps.over.low > 1 if faster else steps.over.high < 1
     if agree:
         return f"{text}, and steps to a common loss say the same."
@@ -182,7 +199,7 @@ def _r_med(config: dict[str, Any], runs: Runs, title: str) -> Answer:
     start = paired(value(second, 0), value(first, 0))
     loss = {r: _loss_ratio(runs, Arm(r, o), Arm(r, r)) for r, o in ((first, second), (second, first))}
     texts = [
-        f"R_med, geometric mean over {len(runs.blocks())} blocks, {name_of(second)}'s region over {name_of(first)}'s: "
+        f"R_med, geometric mean over {_blocks(runs)}, {name_of(second)}'s region over {name_of(first)}'s: "
         f"{_ratio(start)} at the switch, {_ratio(gap)} after {end} steps, each with its own optimizer (fresh state).",
         *(
             f"{end} steps after the switch from {name_of(r)}'s region to {name_of(o)}, over staying with {name_of(r)}: "
@@ -256,31 +273,17 @@ def _starts(config: dict[str, Any], runs: Runs, chosen: str) -> str:
     )
 
 
+def _blocks(runs: Runs) -> str:
+    used, every = len(runs.blocks()), len(runs.blocks(usable=False))
+    return (
+        f"{used} of {every} blocks (the others have a median of zero somewhere)" if used < every else f"{used} blocks"
+    )
+
+
 def _loss_ratio(runs: Runs, above: Arm, below: Arm) -> float:
     a, b = runs.seeds_of(above), runs.seeds_of(below)
     both = [s for s in a if s in b and "diverged" not in (a[s]["status"], b[s]["status"])]
     return over_seeds([math.log(a[s]["losses"][-1] / b[s]["losses"][-1]) for s in both]).ratio
-
-
-def remarks(config: dict[str, Any], retuned: Any, runs: Runs) -> list[str]:
-    """Learning rates at the end of their grids, arms that diverged, and what one seed cannot say."""
-    texts = [
-        f"{j['name']}: the learning rate {r['lr']:g} of {name_of(j['optimizer'])} ({_state(j)} state) from "
-        f"{name_of(j['region'])}'s region is at the end of its grid; a better one may lie beyond."
-        for j, r in retuned
-        if r["at_edge"]
-    ]
-    gone = [f"{j['name']} {j['region']} to {j['optimizer']}, {_state(j)}, seed {j['seed']}" for j, r in runs.arms
-            if r["status"] == "diverged"]  # fmt: skip
-    if gone:
-        texts.append(f"{len(gone)} of {len(runs.arms)} arms diverged ({listed(gone, 4)}); they have no speed.")
-    if len(config["seeds"]) < 2:
-        texts.append("There is one seed only: ratios have no interval, and nothing can be decided; give at least two.")
-    return texts
-
-
-def _state(job: dict[str, Any]) -> str:
-    return "carried" if job["carry"] else "fresh"
 
 
 def _missing(*found: Compared) -> str:

@@ -17,12 +17,13 @@ from region_switch_runs import MEASURES, Arm, Done, Runs, name_of
 from geomtraj.contrast.seeds import holm
 from geomtraj.contrast.speed import fall
 from geomtraj.report.analysis import Sheet
+from geomtraj.report.material import listed
 
 
 def write(analysis: Analysis, rates: Any, levels: dict[str, float], retuned: Sequence[Done], runs: Runs) -> Path:
     """The page, its figures and tables."""
     config = analysis.config
-    analysis.problems += findings.remarks(config, retuned, runs)
+    analysis.problems += remarks(config, retuned, runs)
     return machinery.finish(
         analysis,
         "Does the region matter, or the optimizer?",
@@ -39,6 +40,23 @@ def write(analysis: Analysis, rates: Any, levels: dict[str, float], retuned: Seq
     )  # fmt: skip
 
 
+def remarks(config: dict[str, Any], retuned: Any, runs: Runs) -> list[str]:
+    """Learning rates at the end of their grids, arms that diverged, and what one seed cannot say."""
+    texts = [
+        f"{j['name']}: the learning rate {r['lr']:g} of {name_of(j['optimizer'])} ({_state(j)} state) from "
+        f"{name_of(j['region'])}'s region is at the end of its grid; a better one may lie beyond."
+        for j, r in retuned
+        if r["at_edge"]
+    ]
+    gone = [f"{j['name']} {j['region']} to {j['optimizer']}, {_state(j)}, seed {j['seed']}" for j, r in runs.arms
+            if r["status"] == "diverged"]  # fmt: skip
+    if gone:
+        texts.append(f"{len(gone)} of {len(runs.arms)} arms diverged ({listed(gone, 4)}); they have no speed.")
+    if len(config["seeds"]) < 2:
+        texts.append("There is one seed only: ratios have no interval, and nothing can be decided; give at least two.")
+    return texts
+
+
 def _question(config: dict[str, Any]) -> str:
     first, second = (name_of(o) for o in config["optimizers"])
     others = ", ".join(name_of(o) for o in config["continue_with"])
@@ -51,9 +69,9 @@ def _question(config: dict[str, Any]) -> str:
         "tuning seeds reach, at the iterate nearest to it. Learning rates after the switch are tuned for each region "
         f"and optimizer, {len(config['factors'])} each, on seeds {config['retune_seeds']}, by the training loss at the "
         "window's end; intervals are over the compared seeds at the chosen learning rates and do not hold what another "
-        "choice would change. All arms of a seed see the same batches, drawn after those of the runs before. A path "
-        "with large steps lies above the valley it follows, so a fall at once after the switch may be the noise going "
-        "rather than speed: falls are also counted from the first tenth of the window on."
+        "choice would change. All arms of a seed see the same batches, drawn after those of the runs before. Falls "
+        "are also counted from the first tenth of the window on: that leaves out what happens at once, a fall as the "
+        "noise of large steps goes or a jump as an optimizer starts anew, but then the way back from a jump counts."
     )
 
 
@@ -102,7 +120,7 @@ def _effects(config: dict[str, Any], runs: Runs) -> Sheet:
 
 def _retuned(config: dict[str, Any], retuned: Sequence[Done]) -> Sheet:
     rows = [
-        [j["name"], j["region"], j["optimizer"], "carried" if j["carry"] else "fresh", row["lr"], row["mean"],
+        [j["name"], j["region"], j["optimizer"], _state(j), row["lr"], row["mean"],
          "" if row["mean"] is not None else "diverged",
          ("taken, at the grid's end" if r["at_edge"] else "taken") if row["lr"] == r["lr"] else ""]
         for j, r in retuned
@@ -129,7 +147,7 @@ def _starts(runs: Runs) -> Sheet:
 def _single(config: dict[str, Any], runs: Runs) -> list[Sheet]:
     """Every arm, and R_med block by block; not shown on the page."""
     arms = [
-        [j["name"], j["region"], j["optimizer"], "carried" if j["carry"] else "fresh", j["seed"], j["lr"], r["status"],
+        [j["name"], j["region"], j["optimizer"], _state(j), j["seed"], j["lr"], r["status"],
          *((r["losses"][0], fall(r["losses"]), r["losses"][-1]) if r["losses"] else (math.nan,) * 3), r["path"]]
         for j, r in runs.arms
     ]  # fmt: skip
@@ -164,3 +182,7 @@ def _single(config: dict[str, Any], runs: Runs) -> list[Sheet]:
             "r_med", "R_med over blocks", ["task", "region", "optimizer", "step", "seed", "R_med"], means, shown=False
         ),
     ]  # fmt: skip
+
+
+def _state(job: dict[str, Any]) -> str:
+    return "carried" if job["carry"] else "fresh"

@@ -115,6 +115,11 @@ class Runs:
         both = [s for s in a if s in b and "diverged" not in (a[s]["status"], b[s]["status"])]
         return mean_over_seeds([fall(a[s]["losses"]) - fall(b[s]["losses"]) for s in both])
 
+    def jump(self, arm: Arm) -> OverSeeds:
+        """Highest loss in the first tenth of the window over that at the switch: what a new start costs at first."""
+        runs = [r for r in self.seeds_of(arm).values() if r["status"] != "diverged"]
+        return over_seeds([math.log(max(r["losses"][: _tenth(r)]) / r["losses"][0]) for r in runs])
+
     def decomposed(
         self, regions: Sequence[str], optimizers: Sequence[str], measure: str, carry: bool = False
     ) -> TwoWay:
@@ -147,11 +152,11 @@ class Runs:
 
         return value
 
-    def blocks(self) -> list[str]:
-        """Parameter tensors whose R_med is positive and finite at every measured iterate."""
+    def blocks(self, usable: bool = True) -> list[str]:
+        """Parameter tensors, by default those whose R_med is positive and finite at every measured iterate."""
         every = [_results(r) for _, r in [*self.arms, *self.looks] if r["measurements"]]
         labels = [x for x in dict.fromkeys(x for r in every for x in r.labels("r_med")) if x != "all"]
-        return usable_everywhere(every, "r_med", labels)
+        return usable_everywhere(every, "r_med", labels) if usable else labels
 
 
 def paired(above: dict[int, float], below: dict[int, float]) -> OverSeeds:
@@ -166,13 +171,18 @@ def _speeds(runs: Sequence[Result], measure: str, first: float | None) -> list[f
         level = max(good, default=math.nan)
         values = [1 / steps_to(r["steps"], r["losses"], level) if r["losses"] else math.nan for r in runs]
     elif measure == "late":
-        values = [fall(r["losses"][-(-len(r["losses"]) // 10) :]) for r in runs]
+        values = [fall(r["losses"][_tenth(r) - 1 :]) for r in runs]
     else:
         values = [fall(r["losses"], first) for r in runs]
     return [
         v if r["status"] != "diverged" and math.isfinite(v) and v > 0 else math.nan
         for v, r in zip(values, runs, strict=True)
     ]
+
+
+def _tenth(result: Result) -> int:
+    """How many of the losses lie in the first tenth of the window, its end included."""
+    return 1 + -(-(len(result["losses"]) - 1) // 10)
 
 
 def _results(result: Result) -> Results:

@@ -261,10 +261,19 @@ def ratio(value, n=5, scatter=0.02):
     ],
 )
 def test_the_verdict_on_speed_follows_the_interval(fall, steps, p, says):
-    text = findings.speed_verdict(Compared(fall, ()), Compared(steps, ()), p, "adam", "sgdm", "sgd")
-    assert says in text
-    left_out = findings.speed_verdict(Compared(fall, (3,)), Compared(steps, ()), p, "adam", "sgdm", "sgd")
+    given = Compared(steps, ()), p, "adam", "sgdm", "sgd"
+    assert says in findings.speed_verdict(Compared(fall, ()), Compared(fall, ()), *given)
+    left_out = findings.speed_verdict(Compared(fall, (3,)), Compared(fall, ()), *given)
     assert "cannot be decided by a ratio: for seed 3 an arm" in left_out
+
+
+@pytest.mark.parametrize(("fall", "counted", "p"), [(ratio(2), ratio(1), 0.01), (ratio(1), ratio(1.2), 0.9),
+                                                    (ratio(2), ratio(0.5), 0.01)])  # fmt: skip
+def test_a_difference_that_hangs_on_unequal_starts_decides_nothing(fall, counted, p):
+    text = findings.speed_verdict(
+        Compared(fall, ()), Compared(counted, ()), Compared(fall, ()), p, "adam", "sgdm", "sgd"
+    )
+    assert text.startswith("It cannot be decided: ") and "counted from the switch loss rather than" in text
 
 
 def made_up(region, optimizer, interaction, n=5, scatter=0.05):
