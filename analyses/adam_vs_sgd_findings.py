@@ -254,10 +254,10 @@ def _precision(tasks: Sequence[Task]) -> list[Answer]:
         return []
     share = f"{open_ended} of {total} have no upper end"
     if worst <= WIDE and open_ended <= 0.1 * total:
-        verdict = f"They are narrow beside most gaps: at most a factor of {number(worst)} in the median; {share}."
+        verdict = f"Mostly: their intervals span at most a factor of {number(worst)} in a task's median; {share}."
     else:
         verdict = (
-            f"With care: they span up to a factor of {number(worst)} in a task's median, and {share}. A noisy "
+            f"With care: their intervals span up to a factor of {number(worst)} in a task's median, and {share}. A noisy "
             "diagonal may read R_med wrong by a factor that differs between optimizers and that intervals over seeds "
             "do not show."
         )
