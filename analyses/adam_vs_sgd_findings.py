@@ -258,8 +258,8 @@ def _precision(tasks: Sequence[Task]) -> list[Answer]:
     else:
         verdict = (
             f"With care: their intervals span up to a factor of {number(worst)} in a task's median, and {share}. A "
-            "noisy diagonal may read R_med wrong by a factor that differs between optimizers and that intervals over seeds "
-            "do not show."
+            "noisy diagonal may read R_med wrong by a factor that differs between optimizers and that intervals over "
+            "seeds do not show."
         )
     lead = "High over low end of the 95 % interval of one R_med of one weight matrix, median by task and optimizer."
     return [Answer("How far can single R_med measurements be trusted?", verdict, [lead, *texts])]
