@@ -66,8 +66,11 @@ def check(config: dict[str, Any]) -> None:
     STATISTICS["condition"].with_settings(config["condition"])
     if config["condition"].get("max_steps", 1) < config["condition"].get("steps", 1):
         raise InputError("condition.max_steps must not be below condition.steps.")
-    if config["pairs"] < 1:
-        raise InputError(f"pairs is {config['pairs']}: compare at least one pair of iterates for each seed.")
+    if not 1 <= config["pairs"] <= config["latest"]:
+        raise InputError(
+            f"pairs is {config['pairs']}: compare at least one pair of iterates for each seed, and at most as many as "
+            f"latest, {config['latest']}."
+        )
     if not 0 < config["loss_difference"] < 1:
         raise InputError(f"loss_difference is {config['loss_difference']}: give a share between 0 and 1.")
     if not 0 < config["fair"] < 1:
@@ -89,7 +92,7 @@ def matched(analysis: Analysis, name: str, groups: Mapping[str, list[Results]]) 
     found: Matches = {}
     tolerance = math.log1p(config["loss_difference"])
     for seed in [seed for seed in first if seed in other]:
-        losses = [{step: loss for step, loss in r[seed].losses().items() if loss > 0} for r in (first, other)]
+        losses = [_late(r[seed].losses(), config["latest"]) for r in (first, other)]
         found[seed] = nearest_losses(*losses, count=config["pairs"], tolerance=tolerance)
         if len(found[seed]) < config["pairs"]:
             covers = " and ".join(
@@ -98,9 +101,14 @@ def matched(analysis: Analysis, name: str, groups: Mapping[str, list[Results]]) 
             )
             analysis.problems.append(
                 f"{name} seed {seed}: {len(found[seed])} of {config['pairs']} pairs of iterates have losses within "
-                f"{100 * config['loss_difference']:g} % of each other ({covers})."
+                f"{100 * config['loss_difference']:g} % of each other among the last {config['latest']} ({covers})."
             )
     return found
+
+
+def _late(losses: Mapping[int, float], count: int) -> dict[int, float]:
+    """The last iterates: near the start most medians are below rounding."""
+    return {step: losses[step] for step in sorted(losses)[-count:] if losses[step] > 0}
 
 
 def _measured(

@@ -65,7 +65,7 @@ def scatter(tasks: Sequence[Task]) -> Drawing | LeftOut:
     zero = sum(p.kind == "zero" for task in tasks for p in task.blocks())
     caption = (
         f"Every weight matrix at every compared iterate, {_seeds(tasks)}; rings are estimates of medians that the "
-        f"quadrature does not resolve. {zero} blocks whose median |λ| is zero to rounding have no place on the left."
+        f"quadrature does not resolve. {zero} blocks whose median |λ| is below rounding have no place on the left."
     )
     return draw_panels("scatter", "R_med and the condition number it stands in for", caption, panels)
 
@@ -85,8 +85,8 @@ def ratios(tasks: Sequence[Task]) -> Drawing | LeftOut:
         panels.append(Forest(task.title, f"{task.ratio} at equal loss", names, series, apart=int(len(usable) > 1)))
     caption = (
         f"Ratio of the optimizers, geometric mean over {_seeds(tasks)} with 95 % t-interval (filled where it leaves "
-        "out 1, without correction for the number of layers). A layer without a mark has a median |λ| that is zero or "
-        "not resolved. Below the line: the mean over the layers that are known throughout."
+        "out 1, without correction for the number of layers). A layer without a mark has a median |λ| that is below "
+        "rounding or not resolved. Below the line: the mean over the layers that are known throughout."
     )
     return draw_forests("ratios", "What both statistics tell of the optimizers", caption, panels)
 

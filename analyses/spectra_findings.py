@@ -82,8 +82,8 @@ def _rank(config: dict[str, Any], task: Task, confidence: float) -> Answer:
         )
     if zero:
         texts.append(
-            f"{zero} of {len(points)} medians are zero to rounding: there λmax / median |λ| is infinite and ranks "
-            "highest, and a layer in which that is always so tells nothing about ranks within it."
+            f"{zero} of {len(points)} medians are below the rounding of λmax: there λmax / median |λ| is infinite and "
+            "ranks highest, and a layer in which that is always so tells nothing about ranks within it."
         )
     return Answer(title, verdict, texts)
 
@@ -234,7 +234,7 @@ def _densities(tasks: Sequence[Task]) -> Answer:
             texts.append(f"{task.title}, {task.ratio} with 95 % interval: {', '.join(known)}. {' '.join(_gap(task))}")
         lost = [FULL[key] for t, key, r in rows if t is task and not r.n]
         if lost:
-            texts.append(f"{task.title}: no ratio of {listed(lost)} can be given (not resolved, or zero).")
+            texts.append(f"{task.title}: no ratio of {listed(lost)} can be given (not resolved, or below rounding).")
     texts.append(
         "Outliers: |λ| of at least a tenth of λmax; negative: λ below -0.001 λmax, since nearer to zero the sign of a "
         "quadrature node means nothing."
@@ -249,13 +249,13 @@ def _resolution(tasks: Sequence[Task]) -> Answer:
     if not points:
         return Answer(title, "There is no spectrum.", [])
     verdict = (
-        f"In {counts['resolved']} of {len(points)} spectra; in {counts['zero']} it is zero to rounding, and in "
+        f"In {counts['resolved']} of {len(points)} spectra; in {counts['zero']} it is below rounding, and in "
         f"{counts['unresolved']} the quadrature does not resolve it."
     )
     texts = []
     for task in tasks:
         rows = []
-        for kind, words in (("zero", "zero to rounding"), ("unresolved", "not resolved")):
+        for kind, words in (("zero", "below rounding"), ("unresolved", "not resolved")):
             by_layer = {x: (sum(p.kind == kind for p in task.of(x)), len(task.of(x))) for x in [*task.layers, ALL]}
             names = [f"{layer} ({n} of {m})" for layer, (n, m) in by_layer.items() if n]
             rows += [f"{words} in {listed(names, 8)}"] if names else []
@@ -264,8 +264,9 @@ def _resolution(tasks: Sequence[Task]) -> Answer:
     zero = [p for p in points if p.kind == "zero"]
     if zero:
         texts.append(
-            "Where more than half of a block's eigenvalues are zero, its λmax / median |λ| is infinite and compares "
-            f"nothing; R_med is finite in {sum(math.isfinite(p.r_med) for p in zero)} of these {len(zero)} cases."
+            "Where more than half of a block's eigenvalues are below the rounding of the largest (4 times the "
+            "precision of the numbers), the ratio is only known to be huge and compares nothing; R_med is finite in "
+            f"{sum(math.isfinite(p.r_med) for p in zero)} of these {len(zero)} cases."
         )
     return Answer(title, verdict, texts)
 

@@ -129,7 +129,7 @@ def _layers(tasks: Sequence[Task]) -> Sheet:
     return Sheet(
         "layers", "Weight matrices",
         ["task", "layer", "optimizer", "R_med", "λmax / median |λ|", "λmax / 0.9 quantile", "λmax", "outliers",
-         "negative share", "medians resolved", "zero", "not resolved"], rows,
+         "negative share", "medians resolved", "below rounding", "not resolved"], rows,
         "Means over seeds and compared iterates, of the resolved ones for λmax / median |λ|.",
     )  # fmt: skip
 
@@ -148,7 +148,7 @@ def _matches(tasks: Sequence[Task]) -> Sheet:
     return Sheet(
         "iterates", "Which iterates are compared",
         ["task", "seed", f"{first} step", f"{other} step", f"{first} loss", f"{other} loss", "log ratio of the losses"],
-        rows, "The pairs of recorded iterates that are nearest in evaluation loss.",
+        rows, "Pairs of late iterates that are nearest in evaluation loss, each iterate once.",
     )  # fmt: skip
 
 

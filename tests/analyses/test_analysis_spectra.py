@@ -163,6 +163,7 @@ def test_learning_rates_that_all_diverge_are_one_sentence(tmp_path):
     ("changed", "message"),
     [
         ({"pairs": 0}, "pairs is 0"),
+        ({"latest": 1}, "at most as many as latest, 1"),
         ({"loss_difference": 1.5}, "loss_difference is 1.5"),
         ({"fair": 0.0}, "fair is 0"),
         ({"condition": {"steps": 60, "max_steps": 30, "probes": 1}}, "max_steps must not be below"),
@@ -230,7 +231,7 @@ def test_the_findings_know_when_nothing_can_be_decided():
         assert "cannot be decided" in rank and "cannot be decided" in signs
         assert "larger for sgdm: " not in densities
     zero = verdicts(invented(larger, kind="zero"))
-    assert "cannot be decided" in zero[0] and "in 210 it is zero to rounding" in zero[-1]
+    assert "cannot be decided" in zero[0] and "in 210 it is below rounding" in zero[-1]
     same = invented(lambda sgdm, k, pair: 3.0**k * 1.3**pair)
     assert "none of 6 layers are both contrasts decided" in verdicts(same)[1]
     assert "No difference between the two is seen" in verdicts(same)[3]
