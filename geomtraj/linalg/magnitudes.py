@@ -82,6 +82,10 @@ def magnitudes(
     median stands for more than 0.4 of the eigenvalues, or that interval reaches the two smallest nodes, runs are made
     four times longer, up to `max_steps`, and if that does not do the interval reaches down to zero.
 
+    On six blocks of a trained transformer (P = 1024 to 4096, ten starts each) 57 of 60 intervals held the median and 56
+    of 60 the 0.9 quantile; one probe was off by a factor of 2.2 at most, and a median of 3e-6 of the largest was not
+    resolved (`python benchmarks/median_eigenvalue.py --starts 10`).
+
     Args:
         H: The operator.
         steps: Products per probe at first.
