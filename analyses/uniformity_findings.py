@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from uniformity_points import CONTROL, Contrasts, Points
@@ -24,12 +24,20 @@ WORDS = {
     "none": "says nothing on",
 }
 EXPLANATIONS = {
-    "singular vectors": ("singular vectors", "vectors", "The leading singular vectors"),
-    "near-dead units": ("near-dead units", "dead", "The share of near-dead units"),
-    "token frequency": ("token frequency", "frequency", "The tokens' frequency"),
-    "factorised diagonal": ("factorised diagonal", "factorised", "The factorised diagonal"),
+    "singular vectors": (
+        "vectors",
+        "The pair of leading singular vectors",
+        "does the theorem explain R_med?",
+    ),
+    "near-dead units": ("dead", "The share of near-dead units", "do near-dead units make R_med?"),
+    "token frequency": ("frequency", "The tokens' frequency", "do the tokens' frequencies make R_med?"),
+    "factorised diagonal": (
+        "factorised",
+        "The factorised diagonal",
+        "does E[x²] E[g²] predict R_med?",
+    ),
 }
-"""Title -> set of the regression, predictor of the contrast, subject of a sentence."""
+"""Set of the regression -> predictor of the contrast, subject of a sentence, what is asked."""
 
 WHOSE = {
     "vectors": "singular vectors' left times right",
@@ -46,15 +54,8 @@ Facing = Mapping[str, Contrasts | None]
 def answers(config: dict[str, Any], found: Found, facing: Facing) -> list[Answer]:
     """The findings, in the order of the page."""
     tasks = [name for name in config["tasks"] if name in found]
-    return [
-        _explanation(config, tasks, found, facing, "singular vectors", "Does the theorem's explanation carry over?"),
-        _explanation(config, tasks, found, facing, "near-dead units", "Do near-dead units make R_med?"),
-        _explanation(config, tasks, found, facing, "token frequency", "Do the tokens' frequencies make R_med?"),
-        _explanation(
-            config, tasks, found, facing, "factorised diagonal", "Inputs and output gradients, layer by layer"
-        ),
-        _control(config, found, facing),
-    ]
+    asked = [_explanation(config, task, found, facing, name) for name in EXPLANATIONS for task in tasks]
+    return [*asked, _control(config, found, facing)]
 
 
 def kind(e: Explained) -> str:
@@ -83,29 +84,26 @@ def kind_of_share(share: Share) -> str:
     return "some" if share.high < MOST else "open"
 
 
-def _explanation(
-    config: dict[str, Any], tasks: Sequence[str], found: Found, facing: Facing, name: str, title: str
-) -> Answer:
-    chosen, predictor, subject = EXPLANATIONS[name]
-    verdicts, texts = [], []
-    for task in tasks:
-        points, against = found[task], facing.get(task)
-        within, between = (points.explained(chosen, part) for part in ("within", "between"))
-        parts = [f"{WORDS[kind(within)]} the variation of log R_med within layers"]
-        if kind(between) != "none":
-            parts.append(f"{WORDS[kind(between)]} the differences between layers")
-        share = against.shares.get(predictor) if against else None
-        if share is not None and against is not None and against.firm():
-            firm = f"{len(against.firm())} of {len(against.rows['r_med'])} layers where it is firm"
-            parts.append(f"{WORDS[kind_of_share(share)]} the contrast of the optimizers at equal loss in the {firm}")
-        where = config["recipes"][task]["title"]
-        if name == "token frequency" and (alone := _levels(points)):
-            parts.append(alone)
-        verdicts.append(f"{where}: {_subject(subject, points, predictor, within)} {listed(parts, 3)}.")
-        texts.append(f"{where}, {_seeds(points)}: {_regression(points, chosen, within, between)}")
-        texts += _extra(points, name, where)
-        texts += [f"{where}: {text}" for text in _contrast(config, against, predictor)]
-    return Answer(title, " ".join(verdicts), texts)
+def _explanation(config: dict[str, Any], task: str, found: Found, facing: Facing, name: str) -> Answer:
+    predictor, subject, asked = EXPLANATIONS[name]
+    points, against = found[task], facing.get(task)
+    within, between = (points.explained(name, part) for part in ("within", "between"))
+    parts = [f"{WORDS[kind(within)]} the variation of log R_med within layers"]
+    if kind(between) != "none":
+        parts.append(f"{WORDS[kind(between)]} the differences between layers")
+    share = against.shares.get(predictor) if against else None
+    if share is not None and against is not None and against.firm():
+        firm = f"{len(against.firm())} of {len(against.rows['r_med'])} layers where it is firm"
+        parts.append(f"{WORDS[kind_of_share(share)]} the contrast of the optimizers at equal loss in the {firm}")
+    if name == "token frequency" and (alone := _levels(points)):
+        parts.append(alone)
+    verdict = f"{_subject(subject, predictor, within)} {listed(parts, 4)}."
+    texts = [
+        f"{_seeds(points)}: {_regression(points, name, within, between)}",
+        *_extra(points, name),
+        *_contrast(config, against, predictor),
+    ]
+    return Answer(f"{config['recipes'][task]['title']}: {asked}", verdict, [_capital(text) for text in texts])
 
 
 def _levels(points: Points) -> str:
@@ -117,12 +115,16 @@ def _levels(points: Points) -> str:
     return f"makes up most of log R_med itself in {listed(most, 4)}"
 
 
-def _subject(subject: str, points: Points, predictor: str, within: Explained) -> str:
-    """The subject of a sentence, agreeing with a verb in the singular."""
+def _subject(subject: str, predictor: str, within: Explained) -> str:
+    """The subject of a sentence, and where it can be asked."""
     if predictor == "frequency" and math.isfinite(within.r2):
         where = "layer that has" if within.layers == 1 else f"{within.layers} layers that have"
-        return f"the tokens' frequency, in the {where} one,"
-    return {"vectors": "the pair of leading singular vectors"}.get(predictor, subject[0].lower() + subject[1:])
+        return f"{subject}, in the {where} one,"
+    return subject
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _regression(points: Points, chosen: str, within: Explained, between: Explained) -> str:
@@ -140,12 +142,12 @@ def _regression(points: Points, chosen: str, within: Explained, between: Explain
     return text + "."
 
 
-def _extra(points: Points, name: str, where: str) -> list[str]:
+def _extra(points: Points, name: str) -> list[str]:
     """What belongs to one explanation only."""
     if name == "near-dead units":
         dead = [points.mean(side, of=lambda p, s=side: p.values[s]) for side in ("dead_inputs", "dead_outputs")]
         return [
-            f"{where}: on average {number(100 * dead[0], 2)} % of a layer's inputs and {number(100 * dead[1], 2)} % of "
+            f"on average {number(100 * dead[0], 2)} % of a layer's inputs and {number(100 * dead[1], 2)} % of "
             "its output units are near-dead; leaving them out takes "
             f"{_share(points.level('dead'))} off the factorised part of log R_med."
         ]
@@ -153,20 +155,18 @@ def _extra(points: Points, name: str, where: str) -> list[str]:
         rows = {layer: points.level("frequency", layer) for layer in points.layers}
         known = {layer: s for layer, s in rows.items() if s.n}
         if not known:
-            return [f"{where}: no layer looks tokens up or predicts them by a softmax."]
+            return ["no layer looks tokens up or predicts them by a softmax."]
         shares = ", ".join(f"{layer} {_share(s)}" for layer, s in known.items())
-        return [f"{where}: log of max over median of the frequency, of log R_med: {shares}."]
+        return [f"log of max over median of the frequency, of log R_med: {shares}."]
     if name == "factorised diagonal":
         shares = {k: points.level(k) for k in ("input", "output", "combined", "rest")}
         return [
-            f"{where}: over all layers log R_med is made up of {_share(shares['input'])} from the inputs' second "
+            f"over all layers log R_med is made up of {_share(shares['input'])} from the inputs' second "
             f"moments, {_share(shares['output'])} from the output gradients', {_share(shares['combined'])} from the "
             f"median of their products, and {_share(shares['rest'])} that the factorisation misses."
         ]
     share = points.mean("first_share", of=lambda p: p.values["first_share"])
-    return [
-        f"{where}: the first singular value holds {number(100 * share, 2)} % of a weight's squared norm on average."
-    ]
+    return [f"the first singular value holds {number(100 * share, 2)} % of a weight's squared norm on average."]
 
 
 def _contrast(config: dict[str, Any], against: Contrasts | None, predictor: str) -> list[str]:

@@ -40,7 +40,13 @@ def test_the_page_holds_everything_and_escapes_it(tmp_path):
     page = write(tmp_path, NASTY)
     text = page.read_text()
     assert "<script" not in text and text.count("&lt;script&gt;") >= 6
-    for words in ("It does not hold here.", "One number. Another.", "A run diverged.", "“x” is left out", "A note."):
+    for words in (
+        "It does not hold here.",
+        "<li>One number.</li><li>Another.</li>",
+        "A run diverged.",
+        "“x” is left out",
+        "A note.",
+    ):
         assert words in text
     assert "0.1235" in text and "123456789" not in text and text.count("<td>–</td>") == 2
     assert (page.parent / "tables" / "shown.csv").read_text().splitlines()[1].endswith("0.123456789012345")
