@@ -82,7 +82,7 @@ def switch_levels(analysis: Analysis, rates: Any) -> dict[str, float]:
     """Recipe -> the loss at which is switched, from whole runs of the seeds that are not compared."""
     config, levels = analysis.config, {}
     jobs = [
-        {**trajectories._common(analysis, name), "region": region, "lr": pair[region].lr, "seed": seed}
+        {**trajectories.common_job(analysis, name), "region": region, "lr": pair[region].lr, "seed": seed}
         for name, pair in rates.items()
         for region in config["optimizers"]
         for seed in config["retune_seeds"]
@@ -104,7 +104,7 @@ def reached(analysis: Analysis, rates: Any, levels: dict[str, float]) -> list[tu
     """Every run up to the switch loss; what never passes it is told."""
     config = analysis.config
     jobs = [
-        {**trajectories._common(analysis, name), "region": region, "lr": rates[name][region].lr, "seed": seed,
+        {**trajectories.common_job(analysis, name), "region": region, "lr": rates[name][region].lr, "seed": seed,
          "level": level}
         for name, level in levels.items()
         for seed in [*config["retune_seeds"], *config["seeds"]]
@@ -142,7 +142,7 @@ def retune_all(analysis: Analysis, rates: Any, starts: Sequence[tuple[Job, Resul
                 centre = config["continue_with"][optimizer]
                 grid = sorted(float(f"{rates[name][centre['of']].lr * centre['times'] * f:.2g}")
                               for f in config["factors"])  # fmt: skip
-                common = trajectories._common(analysis, name)
+                common = trajectories.common_job(analysis, name)
                 jobs.append({**common, "region": region, "optimizer": optimizer, "carry": carry, "grid": grid,
                              "starts": own, "window": config["window"]})  # fmt: skip
     return machinery.compute(analysis, retune, jobs, "learning rates after the switch")
@@ -156,7 +156,7 @@ def _continuations(config: dict[str, Any], region: str) -> list[tuple[str, bool]
 def _looks(analysis: Analysis, starts: Sequence[tuple[Job, Result]]) -> list[Job]:
     config = analysis.config
     return [
-        {**trajectories._common(analysis, j["name"]), "region": j["region"], "seed": j["seed"], "start": r,
+        {**trajectories.common_job(analysis, j["name"]), "region": j["region"], "seed": j["seed"], "start": r,
          "r_med": config["r_med"]}
         for j, r in starts
         if j["seed"] in config["seeds"]
@@ -166,7 +166,7 @@ def _looks(analysis: Analysis, starts: Sequence[tuple[Job, Result]]) -> list[Job
 def _arms(analysis: Analysis, starts: Any, retuned: Any) -> list[Job]:
     config = analysis.config
     return [
-        {**trajectories._common(analysis, t["name"]), "region": t["region"], "optimizer": t["optimizer"],
+        {**trajectories.common_job(analysis, t["name"]), "region": t["region"], "optimizer": t["optimizer"],
          "carry": t["carry"], "lr": found["lr"], "seed": j["seed"], "start": start, "window": config["window"],
          "evaluate_every": config["evaluate_every"], "r_med": config["r_med"],
          "r_med_at": [] if t["carry"] else sorted(config["r_med_at"])}

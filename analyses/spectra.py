@@ -121,7 +121,7 @@ def _measured(
         for seed, pairs in seeds.items():
             for which, optimizer in enumerate(config["optimizers"]):
                 steps = [pair.other if which else pair.first for pair in pairs]
-                common = trajectories._common(analysis, name)
+                common = trajectories.common_job(analysis, name)
                 jobs += [
                     {**common, "optimizer": optimizer, "lr": rates[name][optimizer].lr, "seed": seed,
                      "iterates": config["iterates"], "step": step, "condition": config["condition"]}

@@ -81,7 +81,7 @@ def tuned(analysis: Analysis) -> dict[str, dict[str, Tuned]]:
     """
     config = analysis.config
     jobs = [
-        {**_common(analysis, name), "optimizer": optimizer, "seeds": config["sweep_seeds"]}
+        {**common_job(analysis, name), "optimizer": optimizer, "seeds": config["sweep_seeds"]}
         for name in config["tasks"]
         for optimizer in config["optimizers"]
     ]
@@ -114,7 +114,7 @@ def measured(
     """
     config = analysis.config
     jobs = [
-        {**_common(analysis, name), "optimizer": optimizer, "lr": rate.lr, "seed": seed,
+        {**common_job(analysis, name), "optimizer": optimizer, "lr": rate.lr, "seed": seed,
          "iterates": iterates or config["iterates"], "statistics": {k: dict(v) for k, v in statistics.items()}}
         for name, pair in rates.items()
         for optimizer, rate in pair.items()
@@ -236,7 +236,8 @@ def _mark(found: Tuned, lr: float) -> str:
     return "taken, at the grid's end" if found.at_edge else "taken"
 
 
-def _common(analysis: Analysis, name: str) -> Job:
+def common_job(analysis: Analysis, name: str) -> Job:
+    """What every job on one recipe holds."""
     return {
         "name": name,
         "recipe": analysis.config["recipes"][name],
