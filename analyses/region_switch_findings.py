@@ -276,7 +276,9 @@ def _starts(config: dict[str, Any], runs: Runs, chosen: str) -> str:
 def _blocks(runs: Runs) -> str:
     used, every = len(runs.blocks()), len(runs.blocks(usable=False))
     return (
-        f"{used} of {every} blocks (the others have a median of zero somewhere)" if used < every else f"{used} blocks"
+        f"{used} of {every} blocks (R_med of the others is not positive and finite everywhere)"
+        if used < every
+        else f"{used} blocks"
     )
 
 
