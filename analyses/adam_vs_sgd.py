@@ -26,7 +26,7 @@ def main(**options: Any) -> None:
 
     Tunes both optimizers on language modelling, text classification, translation and images with equal budgets, trains
     with several seeds, measures R_med of every layer along the way, and compares the two at equal loss and at equal
-    steps. Full-batch training on language asks whether gradient noise is the cause. Writes
+    steps. Full-batch training on translation asks whether gradient noise is the cause. Writes
     runs/analyses/adam_vs_sgd/index.html; runs are kept in runs/analyses/trajectories/, and the same command goes on.
 
     \b

@@ -190,6 +190,7 @@ def test_own_texts_and_tables_are_read(tmp_path):
     files = {"language.options.text": "own.txt", "classification.options.path": "own.csv",
              "translation.options.path": "own.tsv"}  # fmt: skip
     settings = [f"recipes.{key}={json.dumps(str(tmp_path / file))}" for key, file in files.items()]
+    settings.append('full_batch={"language": {"steps": 5}}')
     analysis = machinery.start(script.NAME, "small", None, settings, tmp_path, "cpu", 1, False, base="trajectories")
     script.check(analysis.config)
     script.add_full_batch(analysis.config)
