@@ -339,6 +339,7 @@ def test_absence_on_images_takes_an_interval_within_the_margin(task, verdict):
         (2.0, 0.5, "reversed without gradient noise"),
         (1.0, 2.0, "It cannot be asked"),
         (2.0, None, "without noise the interval contains 1"),
+        (3.0, 1.0, "smaller without gradient noise"),
     ],
 )
 def test_each_verdict_on_the_full_batch(noisy, full, verdict):

@@ -131,7 +131,11 @@ def test_in_the_control_the_singular_vectors_are_r_med(smoke):
 def test_the_page_is_whole(smoke):
     folder, result = smoke
     text = (folder / "uniformity" / "index.html").read_text()
-    assert text.count("data:image/svg+xml") == 3 and "near-dead" in text and "does the theorem explain R_med?" in result.output
+    assert (
+        text.count("data:image/svg+xml") == 3
+        and "near-dead" in text
+        and "does the theorem explain R_med?" in result.output
+    )
     assert json.loads((folder / "uniformity" / "provenance.json").read_text())["seeds"] == [0, 1]
 
 
