@@ -11,10 +11,10 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from geomtraj.diagonal.sites.moments import Moments, Part, unit_moments
 from geomtraj.linalg.chunks import at_least
 from geomtraj.statistics.base import Outcome, Point, Quantity, Statistic
 from geomtraj.statistics.uniformity import max_over_median
-from geomtraj.statistics.unit_moments import Moments, Part, unit_moments
 
 
 def near_dead(moments: Tensor, share: float) -> Tensor:
