@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -14,6 +15,20 @@ import torch
 import torch.utils.checkpoint
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+_EVALUATING = threading.RLock()
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Threads of this process take turns; a thread that has its turn may enter again.
+
+    An evaluation sets flags of the whole process (kernels, modes) and puts values into the user's model, so that two
+    of them at once, even of two Problems, would compute with each other's.
+    """
+    with _EVALUATING:
+        yield
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -18,6 +18,7 @@ from geomtraj.failures import in_one_sentence
 from geomtraj.inputs import checked_batches, checked_losses, digest_of, selected
 from geomtraj.isolation import (
     exact_arithmetic,
+    one_at_a_time,
     preserved_model,
     preserved_rng,
     twice_differentiable,
@@ -194,6 +195,7 @@ class Problem:
         """Everything that an evaluation needs set, and everything put back at the end, also after an error."""
         own_generator = getattr(self._batches, "generator", None)
         with ExitStack() as stack:
+            stack.enter_context(one_at_a_time())
             stack.enter_context(preserved_rng([own_generator] if isinstance(own_generator, torch.Generator) else []))
             stack.enter_context(preserved_model(self.model, self.mode == "train"))
             stack.enter_context(exact_arithmetic())
