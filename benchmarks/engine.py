@@ -194,7 +194,7 @@ def measure_products(case: Trained, rounds: int, warm_up: int) -> dict:
         "gradients per product": ratios,
         "limit by counting matrix products": of_product / of_gradient,
         "matrix TFLOP/s": rates,
-        "way": products["geomtraj"].__self__.way,
+        "way": products["geomtraj"].__self__.strategy,
         "peak_mib": peak,
         "difference from geomtraj": difference,
         "over hessian-eigenthings": ratios["geomtraj"] / ratios["hessian-eigenthings"],

@@ -53,7 +53,7 @@ def main(blocks: str, steps: int, starts: int, lanczos: int, most: int, out: Pat
             run = train(task, optimizer, lr, steps, 0, path=Path(folder) / "run", progress=False)
             model = double.model(0)
             run.load_into(model, run.steps[-1])
-        hessian = Hessian(double.problem(model), way="kept")
+        hessian = Hessian(double.problem(model), strategy="kept")
         for name in hessian.layout.select(blocks.split(",")):
             matrix = hessian.block(name).dense()
             values = torch.linalg.eigvalsh((matrix + matrix.T) / 2)

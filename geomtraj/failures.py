@@ -16,7 +16,7 @@ _SENTENCES: list[tuple[str, type[GeomtrajError], str]] = [
         r"differentiate twice|double backward",
         ComputationError,
         "the model uses an operation without a second derivative ({first}): replace it by plain torch operations, or "
-        "pass way='differences' to gt.Hessian for finite differences of gradients.",
+        "pass strategy='differences' to gt.Hessian for finite differences of gradients.",
     ),
     (
         r"modified by an inplace operation|a leaf Variable that requires grad is being used in an in-place|"
@@ -28,7 +28,7 @@ _SENTENCES: list[tuple[str, type[GeomtrajError], str]] = [
     (
         r"forward AD|forward mode|jvp",
         ComputationError,
-        "the model uses an operation without a forward derivative ({first}): choose way='kept' or way='auto'.",
+        "the model uses an operation without a forward derivative ({first}): choose strategy='kept' or strategy='auto'.",
     ),
     (
         r"[Ee]xpected all tensors to be on the same device|different devices?|is on cpu, but expected|"

@@ -165,8 +165,8 @@ def verify(name: str, way: Way, found: Tensor, expected: Tensor) -> None:
         error, scale = (found[:, slot.slice] - part).norm(), torch.maximum(part.norm(), floor)
         if not bool(error <= tolerance * scale):
             raise ComputationError(
-                f"way={name!r} gives other numbers than double backward for {parameter!r} (relative difference "
-                f"{float(error / scale):.1e}): leave way='auto', which does not choose it."
+                f"strategy={name!r} gives other numbers than double backward for {parameter!r} (relative difference "
+                f"{float(error / scale):.1e}): leave strategy='auto', which does not choose it."
             )
 
 

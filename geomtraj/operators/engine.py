@@ -32,24 +32,24 @@ class Engine:
         problem: The loss.
         parameters: Values of all the problem's parameters, by name.
         layout: The parameters to differentiate by.
-        way: A name in `WAYS`, or "auto".
+        strategy: A name in `WAYS`, or "auto".
 
     Attributes:
         history: What is known of the ways on this problem.
 
     Raises:
-        InputError: The way is unknown.
+        InputError: The strategy is unknown.
     """
 
-    def __init__(self, problem: Problem, parameters: Mapping[str, Tensor], layout: Layout, way: str):
-        if way != "auto" and way not in WAYS:
-            raise unknown_name("way", way, ["auto", *WAYS])
-        self._problem, self._parameters, self._layout, self._asked = problem, parameters, layout, way
+    def __init__(self, problem: Problem, parameters: Mapping[str, Tensor], layout: Layout, strategy: str):
+        if strategy != "auto" and strategy not in WAYS:
+            raise unknown_name("strategy", strategy, ["auto", *WAYS])
+        self._problem, self._parameters, self._layout, self._asked = problem, parameters, layout, strategy
         self.history = choice.history(problem, layout)
         self._expected = self.history.products
         self._done = 0
         self._parts = Parts(problem, parameters, layout, self.history)
-        self._way = "kept" if way == "auto" else way
+        self._way = "kept" if strategy == "auto" else strategy
         self._kept: dict[tuple[int, int], Way] = {}
         self._held = 0
         self._budget = 0.0
@@ -58,7 +58,7 @@ class Engine:
         self._width = WIDEST
 
     @property
-    def way(self) -> str:
+    def strategy(self) -> str:
         """The way of the next product: the one that is kept where there is room for it."""
         passing = self._passing()
         if not self._full or self._way == passing:

@@ -15,7 +15,7 @@ from geomtraj.problem import Problem
 class Hessian(SymmetricOperator):
     """The Hessian (P, P) of L at theta, known by its products with vectors.
 
-    There are several ways to make a product; they give the same numbers up to rounding, "differences" excepted:
+    There are several strategies for a product; they give the same numbers up to rounding, "differences" excepted:
 
     - "kept": double backward, the gradient's graph kept from product to product while all of it fits into a quarter
       of the free memory.
@@ -30,7 +30,7 @@ class Hessian(SymmetricOperator):
 
     "auto" begins with "kept". Once products have taken long enough to pay for a trial, it times the others on the
     first batch, a few products each, and changes to the quickest for as many products as have been made, preparation
-    included. All Hessians of one problem share what was learnt: `way` and `timings` tell it. A way whose product with
+    included. All Hessians of one problem share what was learnt: `strategy` and `timings` tell it. One whose product with
     a random vector is not that of double backward is not chosen.
 
     Where memory runs short, graphs are dropped and batches are cut into parts, which changes nothing but the time.
@@ -38,14 +38,14 @@ class Hessian(SymmetricOperator):
     Args:
         problem: The loss.
         theta: Where to measure, shape (P,); a copy of the current parameters if left out.
-        way: "auto" or one of the names above.
+        strategy: "auto" or one of the names above.
 
     Raises:
-        InputError: theta does not fit the problem's layout, or the way is unknown.
+        InputError: theta does not fit the problem's layout, or the strategy is unknown.
         ComputationError: No selected parameter reaches the loss.
     """
 
-    def __init__(self, problem: Problem, theta: Tensor | None = None, way: str = "auto"):
+    def __init__(self, problem: Problem, theta: Tensor | None = None, strategy: str = "auto"):
         super().__init__(problem.layout, problem.dtype, problem.device)
         if set(problem.unused) == set(problem.layout):
             raise ComputationError(
@@ -54,18 +54,18 @@ class Hessian(SymmetricOperator):
             )
         self.problem = problem
         self.theta = problem.checked(theta)
-        self._asked = way
+        self._asked = strategy
         self._parameters = problem.layout.unflatten(self.theta)
-        self._engine = Engine(problem, self._parameters, self.layout, way)
+        self._engine = Engine(problem, self._parameters, self.layout, strategy)
 
     @property
-    def way(self) -> str:
-        """The way of the next product."""
-        return self._engine.way
+    def strategy(self) -> str:
+        """The strategy of the next product."""
+        return self._engine.strategy
 
     @property
     def timings(self) -> dict[str, float | str]:
-        """Seconds for each product on the first batch by way, as far as tried; a sentence for those refused."""
+        """Seconds for each product on the first batch by strategy, as far as tried; a sentence for those refused."""
         known = self._engine.history
         return {**{name: timing.product for name, timing in known.timings.items()}, **known.refused}
 

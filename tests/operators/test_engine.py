@@ -64,13 +64,13 @@ def test_auto_takes_the_quickest_way_and_remembers_it(monkeypatch, eager_trials)
     ways = []
     for _ in range(3):
         first @ vector
-        ways.append(first.way)
+        ways.append(first.strategy)
     assert ways == ["kept", "kept", "linearized-forward"]
     assert first.timings == {"kept": 3.0, "linearized-forward": 1.0, "linearized-reverse": 2.0}
     monkeypatch.setattr(choice, "try_ways", None)  # another trial would fail
     later = gt.Hessian(case.problem, case.problem.theta() + 1)
     later @ vector
-    assert later.way == "linearized-forward"
+    assert later.strategy == "linearized-forward"
 
 
 def test_without_a_forward_derivative_auto_takes_the_other_recording(monkeypatch, eager_trials):
@@ -78,7 +78,7 @@ def test_without_a_forward_derivative_auto_takes_the_other_recording(monkeypatch
     case = WAY_CASES["silu"]()
     hessian = gt.Hessian(case.problem)
     hessian.dense(chunk=1)
-    assert hessian.way == "linearized-reverse"
+    assert hessian.strategy == "linearized-reverse"
     assert "silu_backward" in hessian.timings["linearized-forward"]
 
 
@@ -95,7 +95,7 @@ def test_a_long_preparation_waits_for_many_products(monkeypatch, eager_trials):
     ways = []
     for _ in range(13):
         hessian @ case.problem.theta()
-        ways.append(hessian.way)
+        ways.append(hessian.strategy)
     assert ways == ["kept"] * 11 + ["linearized-forward"] * 2
 
 
@@ -110,15 +110,15 @@ def test_a_way_with_wrong_numbers_is_never_chosen(monkeypatch, eager_trials):
     case = CASES["gpt"]()
     hessian = gt.Hessian(case.problem)
     assert close(hessian.dense(chunk=1), case.hessian())
-    assert hessian.way == "kept"  # the reverse way runs its program by the same code
+    assert hessian.strategy == "kept"  # the reverse way runs its program by the same code
     assert "other numbers" in hessian.timings["linearized-forward"]
-    with pytest.raises(ComputationError, match=r"way='linearized-forward' gives other numbers .* leave way='auto'"):
-        gt.Hessian(CASES["gpt"]().problem, way="linearized-forward") @ case.problem.theta()
+    with pytest.raises(ComputationError, match=r"strategy='linearized-forward' gives other numbers .* leave strategy='auto'"):
+        gt.Hessian(CASES["gpt"]().problem, strategy="linearized-forward") @ case.problem.theta()
 
 
 def test_an_unknown_way_is_named():
-    with pytest.raises(InputError, match=r"unknown way 'kep'.*did you mean 'kept'"):
-        gt.Hessian(CASES["mlp"]().problem, way="kep")
+    with pytest.raises(InputError, match=r"unknown strategy 'kep'.*did you mean 'kept'"):
+        gt.Hessian(CASES["mlp"]().problem, strategy="kep")
 
 
 def test_several_vectors_go_in_one_pass_where_that_is_faster(monkeypatch):
@@ -164,7 +164,7 @@ def test_out_of_memory_cuts_the_batches_and_keeps_the_numbers(monkeypatch, devic
     hessian = gt.Hessian(case.problem)
     assert close(hessian.dense(), case.hessian())
     assert shortage.failures == 2  # 8 and 4 examples
-    assert hessian.way == "fresh"
+    assert hessian.strategy == "fresh"
     assert close(gt.Hessian(case.problem).dense(), case.hessian())
     assert shortage.failures == 2  # the next iterate knows
 
@@ -209,7 +209,7 @@ def test_graphs_are_dropped_before_batches_are_cut(monkeypatch):
 
     monkeypatch.setattr(Kept, "pieces", pieces)
     assert torch.equal(hessian @ vector, expected)
-    assert hessian.way == "fresh"
+    assert hessian.strategy == "fresh"
     assert choice.history(case.problem, case.problem.layout).largest is None
 
 
@@ -229,7 +229,7 @@ def test_fewer_vectors_in_one_pass_where_memory_is_short(monkeypatch):
     hessian = gt.Hessian(case.problem)
     assert close(hessian @ vectors, case.hessian() @ vectors)
     assert max(widths[3:]) <= 2
-    assert hessian.way == "kept"
+    assert hessian.strategy == "kept"
 
 
 def test_too_large_batches_are_foreseen(monkeypatch):
@@ -237,7 +237,7 @@ def test_too_large_batches_are_foreseen(monkeypatch):
     model = nn.Sequential(nn.Linear(5, 50), nn.Tanh(), nn.Linear(50, 3)).double()
     x, y = torch.randn(40, 5).double(), torch.randint(0, 3, (40,))
     problem = gt.Problem(model, cross_entropy, [(x, y)])
-    expected = gt.Hessian(problem, way="fresh") @ problem.theta()
+    expected = gt.Hessian(problem, strategy="fresh") @ problem.theta()
     fixed, each = choice.history(problem, problem.layout).bytes_per_example
     assert each > 50 * 8
     again = gt.Problem(model, cross_entropy, [(x, y)])
@@ -258,7 +258,7 @@ def test_only_as_much_is_kept_as_fits(monkeypatch):
     monkeypatch.setattr("geomtraj.operators.engine.available_bytes", lambda device: 4 * (held[0] + held[1] // 2))
     hessian = gt.Hessian(case.problem)
     assert close(hessian.dense(), case.hessian())
-    assert hessian.way == "kept + fresh"
+    assert hessian.strategy == "kept + fresh"
 
 
 def test_a_way_that_holds_more_than_fits_is_passed_over(monkeypatch):
@@ -270,12 +270,12 @@ def test_a_way_that_holds_more_than_fits_is_passed_over(monkeypatch):
     monkeypatch.setattr("geomtraj.operators.engine.available_bytes", lambda device: 4 * 2.9e6)
     hessian = gt.Hessian(case.problem)
     hessian @ vector
-    assert hessian.way == "kept"
+    assert hessian.strategy == "kept"
     known.kept = 10**6
     monkeypatch.setattr("geomtraj.operators.engine.available_bytes", lambda device: 4 * 3.1e6)
     hessian = gt.Hessian(case.problem)
     hessian @ vector
-    assert hessian.way == "linearized-forward"
+    assert hessian.strategy == "linearized-forward"
 
 
 def test_what_is_remembered_goes_with_the_problem():
@@ -301,7 +301,7 @@ model = nn.Sequential(nn.Linear(100, 500), nn.Tanh(), nn.Linear(500, 500), nn.Ta
 batch = torch.randn(10000, 100), torch.randint(0, 10, (10000,))
 problem = gt.Problem(model, lambda m, b: F.cross_entropy(m(b[0]), b[1], reduction="none"), [batch])
 vector = torch.randn(problem.size)
-expected = gt.Hessian(problem, way="fresh") @ vector
+expected = gt.Hessian(problem, strategy="fresh") @ vector
 again = gt.Problem(model, lambda m, b: F.cross_entropy(m(b[0]), b[1], reduction="none"), [batch])
 limit = psutil.Process().memory_info().vms + 80 * 2**20  # a graph of the whole batch holds about 160 MiB
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -342,12 +342,12 @@ def test_a_function_without_a_second_derivative_names_the_way_out():
     torch.manual_seed(0)
     model, x = nn.Linear(3, 2).double(), torch.randn(5, 3).double()
     problem = gt.Problem(model, lambda m, b: Once.apply(m(b)).sum(1), [x])
-    with pytest.raises(ComputationError, match=r"Once, which is marked once_diff.*way='differences'"):
+    with pytest.raises(ComputationError, match=r"Once, which is marked once_diff.*strategy='differences'"):
         gt.Hessian(problem) @ problem.theta()
     plain = gt.Problem(model, lambda m, b: m(b).exp().sum(1), [x])
     vector = torch.randn(8, dtype=torch.float64)
     expected = gt.Hessian(plain) @ vector
-    found = gt.Hessian(problem, way="differences") @ vector
+    found = gt.Hessian(problem, strategy="differences") @ vector
     assert float((found - expected).norm()) < 1e-8 * float(expected.norm())
 
 
@@ -355,7 +355,7 @@ def test_an_operation_without_a_second_derivative_names_the_way_out():
     x = torch.randn(5, 2, 3, dtype=torch.float64)
     model = nn.Linear(3, 3).double()
     problem = gt.Problem(model, lambda m, b: torch.cdist(m(b), b).square().sum((1, 2)), [x])
-    with pytest.raises(ComputationError, match=r"without a second derivative .*way='differences'") as caught:
+    with pytest.raises(ComputationError, match=r"without a second derivative .*strategy='differences'") as caught:
         gt.Hessian(problem) @ problem.theta()
     assert isinstance(caught.value.__cause__, RuntimeError)
 
@@ -419,7 +419,7 @@ def test_model_and_generators_are_as_before(way):
     parameters = list(model.parameters())
     state = torch.get_rng_state()
     problem = gt.Problem(model, cross_entropy, split([4, 2], x, y))
-    gt.Hessian(problem, problem.theta() + 1, way=way) @ problem.theta()
+    gt.Hessian(problem, problem.theta() + 1, strategy=way) @ problem.theta()
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))
     assert model.training and model[1].training
@@ -430,7 +430,7 @@ def test_model_and_generators_are_as_before(way):
 def test_kept_recordings_are_freed_with_the_operator():
     x, y = torch.randn(50, 20), torch.zeros(50, dtype=torch.long)
     problem = gt.Problem(nn.Linear(20, 2), lambda m, b: F.cross_entropy(m(b[0]), b[1], reduction="none"), [(x, y)])
-    hessian = gt.Hessian(problem, way="linearized-forward")
+    hessian = gt.Hessian(problem, strategy="linearized-forward")
     hessian @ problem.theta()
     kept = weakref.ref(next(iter(hessian._engine._kept.values())))
     del hessian

@@ -45,11 +45,11 @@ def every(ways):
 
 @every(EAGER)
 def test_every_way_gives_the_dense_hessian(case, dense, way):
-    hessian = gt.Hessian(case.problem, way=way)
+    hessian = gt.Hessian(case.problem, strategy=way)
     vectors = torch.randn(len(dense), 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     vectors = torch.cat([vectors, torch.eye(len(dense), dtype=torch.float64)[:, ::11]], dim=1)
     assert error(hessian @ vectors, dense @ vectors) < TOLERANCE.get(way, 1e-10)
-    assert hessian.way == way
+    assert hessian.strategy == way
 
 
 @every(EAGER)
@@ -58,7 +58,7 @@ def test_every_way_elsewhere_than_at_the_current_parameters(case, way):
     vector = torch.linspace(-1, 1, len(theta), dtype=theta.dtype)
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         expected = torch.func.vjp(torch.func.grad(case.flat_reference), theta)[1](vector)[0]
-    assert error(gt.Hessian(case.problem, theta, way=way) @ vector, expected) < TOLERANCE.get(way, 1e-10)
+    assert error(gt.Hessian(case.problem, theta, strategy=way) @ vector, expected) < TOLERANCE.get(way, 1e-10)
 
 
 @every([way for way in EAGER if WAYS[way].in_one_pass])
@@ -76,7 +76,7 @@ def test_every_way_on_a_block(case, dense, way):
     names = list(case.problem.layout)[1:3]
     rows = case.problem.layout.indices(names)
     vectors = torch.randn(len(rows), 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    part = gt.Hessian(case.problem, way=way).block(names)
+    part = gt.Hessian(case.problem, strategy=way).block(names)
     assert error(part @ vectors, dense[rows][:, rows] @ vectors) < TOLERANCE.get(way, 1e-10)
 
 
@@ -87,9 +87,9 @@ def test_the_compiled_way_gives_the_dense_hessian():
     model, x = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double(), torch.randn(5, 3).double()
     problem = gt.Problem(model, lambda m, b: m(b).square().sum(1), [x])
     vectors = torch.randn(problem.size, 2, dtype=torch.float64)
-    hessian = gt.Hessian(problem, way="compiled")
-    assert error(hessian @ vectors, gt.Hessian(problem, way="kept") @ vectors) < 1e-10
-    assert hessian.way == "compiled"
+    hessian = gt.Hessian(problem, strategy="compiled")
+    assert error(hessian @ vectors, gt.Hessian(problem, strategy="kept") @ vectors) < 1e-10
+    assert hessian.strategy == "compiled"
 
 
 def test_without_a_compiler_the_compiled_way_says_so(monkeypatch):
@@ -99,11 +99,11 @@ def test_without_a_compiler_the_compiled_way_says_so(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda program, **options: broken)
     problem = WAY_CASES["mlp"]().problem
     with pytest.raises(ComputationError, match=r"could not be compiled \(no C\+\+ compiler was found\)"):
-        gt.Hessian(problem, way="compiled") @ problem.theta()
+        gt.Hessian(problem, strategy="compiled") @ problem.theta()
 
 
 @pytest.mark.parametrize(("name", "way"), LACKING)
 def test_what_a_way_cannot_do_it_says(name, way):
     problem = WAY_CASES[name]().problem
     with pytest.raises(ComputationError, match=LACKING[name, way]):
-        gt.Hessian(problem, way=way) @ problem.theta()
+        gt.Hessian(problem, strategy=way) @ problem.theta()

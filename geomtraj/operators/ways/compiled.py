@@ -32,7 +32,7 @@ class Compiled(LinearizedForward):
             reason = str(error).strip().splitlines()
             raise ComputationError(
                 f"the products could not be compiled ({reason[0] if reason else type(error).__name__}): install a "
-                "C++ compiler that torch.compile can use, or leave way='auto'."
+                "C++ compiler that torch.compile can use, or leave strategy='auto'."
             ) from error
 
     def block(self, rows: Tensor) -> Tensor:
