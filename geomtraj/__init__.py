@@ -10,6 +10,7 @@ from geomtraj.measuring import Measurement, Results, measure
 from geomtraj.operators import GGN, Hessian, MatrixOperator, Preconditioned
 from geomtraj.problem import Problem
 from geomtraj.report import report
+from geomtraj.splitting import join, split
 from geomtraj.statistics import REGISTRY as STATISTICS
 from geomtraj.statistics import RMed, Statistic, r_med
 from geomtraj.trajectory import Iterate, Recorder, Trajectory, at, either, every, log_spaced
@@ -45,6 +46,7 @@ __all__ = [
     "eigsh",
     "either",
     "every",
+    "join",
     "log_spaced",
     "measure",
     "r_med",
@@ -52,5 +54,6 @@ __all__ = [
     "shard",
     "spectral_density",
     "spectrum",
+    "split",
     "trace",
 ]

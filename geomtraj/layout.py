@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
+from fnmatch import translate
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from geomtraj.errors import InputError, unknown_name
+
+
+def matching(glob: str, names: Iterable[str]) -> list[str]:
+    """Those of the names that a glob means: the name itself if there is one, else those that fit its pattern.
+
+    Parameters and blocks have names such as `conv[0].weight` and `qkv.weight[q]`, so brackets are read as they stand
+    first, and as a set of characters (`layers.[01].*`) where that finds nothing.
+    """
+    names = list(names)
+    if glob in names:
+        return [glob]
+    return _fitting(glob.replace("[", "[[]"), names) or _fitting(glob, names)
+
+
+def _fitting(pattern: str, names: list[str]) -> list[str]:
+    fits = re.compile(translate(pattern)).match
+    return [name for name in names if fits(name)]
 
 
 class Slot(NamedTuple):
@@ -36,13 +55,12 @@ class Layout(Mapping[str, Slot]):
         self._slots: dict[str, Slot] = {}
         start = 0
         for name, shape in shapes.items():
-            size = 1
-            for n in shape:
-                size *= int(n)
+            size = math.prod(int(n) for n in shape)
             self._slots[name] = Slot(slice(start, start + size), tuple(int(n) for n in shape))
             start += size
         self.size = start
         self.aliases = dict(aliases or {})
+        self._position = {name: number for number, name in enumerate(self._slots)}
 
     def __getitem__(self, name: str) -> Slot:
         return self._slots[self.aliases.get(name, name)]
@@ -60,35 +78,39 @@ class Layout(Mapping[str, Slot]):
     def select(self, globs: str | Iterable[str]) -> list[str]:
         """Names that match any of the globs, in layout order; a tied tensor matches under each of its names.
 
+        A glob that is a name means that one, whatever brackets and stars are in it; see `matching`.
+
         Raises:
             InputError: A glob matches nothing; the message lists near names.
         """
-        globs = [globs] if isinstance(globs, str) else list(globs)
         chosen: set[str] = set()
-        for glob in globs:
-            hits = {name for name in self._slots if fnmatchcase(name, glob)}
-            hits |= {name for alias, name in self.aliases.items() if fnmatchcase(alias, glob)}
+        for glob in [globs] if isinstance(globs, str) else globs:
+            hits = [glob] if glob in self else matching(glob, [*self._slots, *self.aliases])
             if not hits:
                 raise unknown_name("parameter or glob", glob, [*self._slots, *self.aliases])
-            chosen |= hits
+            chosen |= {self.aliases.get(name, name) for name in hits}
         if not chosen:
             raise InputError("an empty list of globs selects no parameter: pass None for all of them.")
-        return [name for name in self._slots if name in chosen]
+        return self.ordered(chosen)
+
+    def ordered(self, names: Iterable[str]) -> list[str]:
+        """These names in layout order, each once."""
+        return sorted(set(names), key=lambda name: self._position[name])
 
     def subset(self, names: Iterable[str]) -> Layout:
         """The layout of these parameters alone, packed without gaps."""
-        names = list(names)
+        names = dict.fromkeys(names)
         aliases = {alias: name for alias, name in self.aliases.items() if name in names}
         return Layout({name: self._slots[name].shape for name in names}, aliases)
 
     def indices(self, names: Iterable[str]) -> Tensor:
         """Positions, shape (p,), of these parameters' entries in this layout's flat vector."""
-        return torch.cat([torch.arange(self[n].slice.start, self[n].slice.stop) for n in names])
+        return torch.cat([torch.arange(0), *(torch.arange(self[n].slice.start, self[n].slice.stop) for n in names)])
 
     def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
         """Views of a flat vector (P,), or of vectors (k, P) row by row, in the shapes of the parameters."""
         lead = vector.shape[:-1]
-        return {name: vector[..., s.slice].reshape(*lead, *s.shape) for name, s in self._slots.items()}
+        return {name: vector[..., s.slice].reshape((*lead, *s.shape)) for name, s in self._slots.items()}
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """The flat vector (P,) of these tensors."""

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,8 @@ from geomtraj.isolation import (
     uncompiled,
     unwrap,
 )
+from geomtraj.recognised import fused, kinds
+from geomtraj.splitting import arranged
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -46,6 +48,10 @@ class Problem:
         params: None for every parameter that requires a gradient, else a glob or a list of globs on the names of
             `model.named_parameters()`. Tied weights are one parameter, found under each of their names.
         mode: "eval" or "train", the mode in which the model is measured.
+        blocks: What numbers per layer belong to. None: each parameter is a block, but for fused query-key-value
+            matrices that are recognised, which are split into their three parts. False: each parameter is one. Else a
+            mapping {glob: gt.split(...), name: gt.join(...)}, whose entries are carried out in their order; of the
+            parameters that it does not name, fused ones are split as with None. theta stays as it is.
         group: The torch.distributed process group, such as `torch.distributed.group.WORLD`, whose processes each pass
             their own share of the batches (`geomtraj.distributed.shard`) and make the same calls; a share may be empty.
             Every process gets the numbers of all batches together. None: this process's batches are all there are.
@@ -53,6 +59,7 @@ class Problem:
     Attributes:
         model: The module that is measured, without its `torch.compile` wrapping.
         layout: Ordered map from parameter name to its slice and shape.
+        blocks: Ordered map from block name to `geomtraj.blocks.Block`.
         total_weight: sum(w) over all batches, of all processes.
         examples: Number of examples N, of all processes.
         first_example: Number of examples on the processes before this one: where its own start among the N.
@@ -73,14 +80,21 @@ class Problem:
         params: str | Iterable[str] | None = None,
         mode: str = "eval",
         *,
+        blocks: Mapping[str, Any] | Literal[False] | None = None,
         group: ProcessGroup | None = None,
     ):
         self._ranks = None if group is None else Ranks.of(group)
         self.rank = 0 if self._ranks is None else self._ranks.rank
-        self._combine(self.on_ranks(lambda: self._own_part(model, loss, batches, params, mode)))
+        self._combine(self.on_ranks(lambda: self._own_part(model, loss, batches, params, mode, blocks)))
 
     def _own_part(
-        self, model: nn.Module, loss: Loss, batches: Iterable[Any], params: str | Iterable[str] | None, mode: str
+        self,
+        model: nn.Module,
+        loss: Loss,
+        batches: Iterable[Any],
+        params: str | Iterable[str] | None,
+        mode: str,
+        blocks: Any,
     ) -> _Part:
         if not isinstance(model, nn.Module):
             raise InputError(f"the model must be a torch.nn.Module, not {type(model).__name__}.")
@@ -103,6 +117,7 @@ class Problem:
         self._loss = loss
         self._batches = checked_batches(batches, may_be_empty=self._ranks is not None)
         self.layout = selected(self.model, params)
+        self.blocks = arranged(self.layout, kinds(self.model, self.layout), fused(self.model, self.layout), blocks)
         self._caller = _Caller(self.model, loss)
         first = next(iter(self._parameters().values()))
         self.dtype, self.device = first.dtype, first.device
@@ -267,6 +282,7 @@ class Problem:
             repr(self.layout),
             str(self.dtype),
             self.mode,
+            *filter(None, [self.blocks.signature()]),
         ]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
@@ -325,8 +341,8 @@ class Problem:
         self._data_digest = hashlib.sha256("".join(digests).encode()).hexdigest()
 
     def _selection(self) -> str:
-        """The selected parameters in short; differs where names or shapes do."""
-        mark = hashlib.sha256(repr(self.layout).encode()).hexdigest()[:6]
+        """The selected parameters in short; differs where names, shapes or blocks do."""
+        mark = hashlib.sha256((repr(self.layout) + self.blocks.signature()).encode()).hexdigest()[:6]
         return f"{len(self.layout)} tensors with {self.size} entries (layout {mark})"
 
     def _tensor_digests(self) -> dict[str, int]:

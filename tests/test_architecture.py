@@ -8,6 +8,9 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "geomtraj"
 FLOORS = [
     {"_version", "distributed", "errors", "failures", "inputs", "isolation", "layout", "memory", "seeding", "slicing"},
+    {"blocks"},
+    {"splitting"},
+    {"recognised"},
     {"problem"},
     {"operators"},
     {"linalg"},

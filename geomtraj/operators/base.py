@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from geomtraj.blocks import Block, Blocks, whole_parameter
 from geomtraj.errors import ComputationError, InputError
 from geomtraj.layout import Layout
 
@@ -25,13 +26,15 @@ class SymmetricOperator(ABC):
 
     Attributes:
         layout: Where the parameter tensors stand in a vector of length P.
+        blocks: What numbers per layer belong to, by name.
         dtype: Number type of the products.
         device: Device of the products.
         matvecs: Number of vectors multiplied so far.
     """
 
-    def __init__(self, layout: Layout, dtype: torch.dtype, device: torch.device | str):
+    def __init__(self, layout: Layout, dtype: torch.dtype, device: torch.device | str, blocks: Blocks | None = None):
         self.layout = layout
+        self.blocks = Blocks(layout) if blocks is None else blocks
         self.dtype = dtype
         self.device = torch.device(device)
         self.matvecs = 0
@@ -72,12 +75,14 @@ class SymmetricOperator(ABC):
         return product.reshape(vectors.shape)
 
     def block(self, globs: str | Iterable[str]) -> SymmetricOperator:
-        """The principal block of the parameters that match the globs.
+        """The principal block of the blocks or parameters that match the globs; an exact name wins over a glob.
+
+        Its rows stand in the order of theta where all of some parameters match, else block after block.
 
         Raises:
-            InputError: A glob matches no parameter.
+            InputError: A glob matches nothing.
         """
-        return PrincipalBlock(self, self.layout.select(globs))
+        return PrincipalBlock(self, self.blocks.select(globs))
 
     def dense(self, chunk: int = 64) -> Tensor:
         """The whole matrix (P, P), by P products, `chunk` columns at a time.
@@ -116,12 +121,20 @@ class SymmetricOperator(ABC):
 
 
 class PrincipalBlock(SymmetricOperator):
-    """Rows and columns of some parameters of another operator; `matvecs` of that operator counts its products too."""
+    """Rows and columns of some blocks of another operator; `matvecs` of that operator counts its products too."""
 
-    def __init__(self, operator: SymmetricOperator, names: list[str]):
-        super().__init__(operator.layout.subset(names), operator.dtype, operator.device)
+    def __init__(self, operator: SymmetricOperator, chosen: list[Block]):
+        chosen = [block.within(operator.layout) for block in chosen]
+        blocks = operator.blocks.around(chosen)
+        if blocks.size == sum(block.size for block in chosen):
+            indices = operator.layout.indices(blocks.layout)
+        else:
+            indices = torch.cat([block.indices for block in chosen])
+            layout = Layout({block.name: block.shape for block in chosen})
+            blocks = Blocks(layout, [whole_parameter(layout, block.name, block.kind) for block in chosen])
+        super().__init__(blocks.layout, operator.dtype, operator.device, blocks)
         self._operator = operator
-        self._indices = operator.layout.indices(names).to(operator.device)
+        self._indices = indices.to(operator.device)
 
     def _matmat(self, vectors: Tensor) -> Tensor:
         padded = vectors.new_zeros(self._operator.shape[0], vectors.shape[1])

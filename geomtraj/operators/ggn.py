@@ -11,7 +11,7 @@ from torch import Tensor
 
 from geomtraj.errors import InputError
 from geomtraj.isolation import exact_arithmetic
-from geomtraj.operators.base import SymmetricOperator
+from geomtraj.operators.base import PrincipalBlock, SymmetricOperator
 from geomtraj.problem import Problem, leaves
 
 
@@ -33,7 +33,7 @@ class GGN(SymmetricOperator):
     """
 
     def __init__(self, problem: Problem, theta: Tensor | None = None):
-        super().__init__(problem.layout, problem.dtype, problem.device)
+        super().__init__(problem.layout, problem.dtype, problem.device, problem.blocks)
         self.problem = problem
         self.theta = problem.checked(theta)
         self._parameters = problem.layout.unflatten(self.theta)
@@ -41,12 +41,14 @@ class GGN(SymmetricOperator):
             for batch in itertools.islice(problem.batches, 1):
                 _check_split(problem, self._parameters, batch)
 
-    def block(self, globs: str | Iterable[str]) -> GGN:
-        """The principal block of the parameters that match; its products differentiate by these alone."""
+    def block(self, globs: str | Iterable[str]) -> SymmetricOperator:
+        """The principal block of what matches; its products differentiate by the parameters of that alone."""
+        chosen = self.blocks.select(globs)
+        blocks = self.blocks.around(chosen)
         part = object.__new__(type(self))
-        SymmetricOperator.__init__(part, self.layout.subset(self.layout.select(globs)), self.dtype, self.device)
+        SymmetricOperator.__init__(part, blocks.layout, self.dtype, self.device, blocks)
         part.problem, part.theta, part._parameters = self.problem, self.theta, self._parameters
-        return part
+        return part if blocks.size == sum(block.size for block in chosen) else PrincipalBlock(part, chosen)
 
     def _matmat(self, vectors: Tensor) -> Tensor:
         total = torch.zeros_like(vectors)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from geomtraj.errors import ComputationError
-from geomtraj.operators.base import SymmetricOperator
+from geomtraj.operators.base import PrincipalBlock, SymmetricOperator
 from geomtraj.operators.engine import Engine
 from geomtraj.problem import Problem
 
@@ -46,7 +46,7 @@ class Hessian(SymmetricOperator):
     """
 
     def __init__(self, problem: Problem, theta: Tensor | None = None, strategy: str = "auto"):
-        super().__init__(problem.layout, problem.dtype, problem.device)
+        super().__init__(problem.layout, problem.dtype, problem.device, problem.blocks)
         if set(problem.unused) == set(problem.layout):
             raise ComputationError(
                 "no selected parameter reaches the loss, so its Hessian is zero: loss(model, batch) must compute with "
@@ -69,14 +69,19 @@ class Hessian(SymmetricOperator):
         known = self._engine.history
         return {**{name: timing.product for name, timing in known.timings.items()}, **known.refused}
 
-    def block(self, globs: str | Iterable[str]) -> Hessian:
-        """The principal block of the parameters that match; its products differentiate by these alone."""
+    def block(self, globs: str | Iterable[str]) -> SymmetricOperator:
+        """The principal block of what matches; its products differentiate by the parameters of that alone.
+
+        A `Hessian` of these parameters where all of their entries match, else rows and columns of one.
+        """
+        chosen = self.blocks.select(globs)
+        blocks = self.blocks.around(chosen)
         part = object.__new__(type(self))
-        SymmetricOperator.__init__(part, self.layout.subset(self.layout.select(globs)), self.dtype, self.device)
+        SymmetricOperator.__init__(part, blocks.layout, self.dtype, self.device, blocks)
         part.problem, part.theta, part._asked = self.problem, self.theta, self._asked
         part._parameters = self._parameters
         part._engine = Engine(part.problem, part._parameters, part.layout, part._asked)
-        return part
+        return part if blocks.size == sum(block.size for block in chosen) else PrincipalBlock(part, chosen)
 
     def _matmat(self, vectors: Tensor) -> Tensor:
         rows = vectors.T if vectors.stride(0) == 1 else vectors.T.contiguous()

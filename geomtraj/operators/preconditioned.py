@@ -28,7 +28,7 @@ class Preconditioned(SymmetricOperator):
     """
 
     def __init__(self, operator: SymmetricOperator, scale: Tensor | Mapping[str, Tensor]):
-        super().__init__(operator.layout, operator.dtype, operator.device)
+        super().__init__(operator.layout, operator.dtype, operator.device, operator.blocks)
         if isinstance(scale, Mapping):
             missing = [name for name in operator.layout if name not in scale]
             if missing:

@@ -13,7 +13,7 @@ from geomtraj.statistics.r_med import ALL
 
 @dataclass(frozen=True)
 class Condition(Statistic):
-    """max |lambda| / median |lambda| of each weight matrix's block of the Hessian, by block name, and of all ("all").
+    """max |lambda| / median |lambda| of each weight matrix's part of the Hessian, by block name, and of all ("all").
 
     Infinite where the median is zero to rounding. Where it is zero or not resolved the interval has no upper end, and
     the lower end still says that the ratio is at least that. The details hold, by label, "lambda_max", "median",
@@ -44,9 +44,9 @@ class Condition(Statistic):
         """The ratio of each block and of the whole."""
         H, quantities, details, remarks, spent = point.hessian, {}, {}, [], 0
         unused = set(point.problem.unused)
-        names = [name for name, slot in H.layout.items() if self.vectors or len(slot.shape) > 1]
+        names = [name for name, block in H.blocks.items() if self.vectors or block.kind != "vector"]
         for label in [*names, ALL]:
-            if label in unused:
+            if label != ALL and unused.issuperset(H.blocks[label].parameters):
                 remarks.append(f"{label}: the loss does not depend on it")
                 continue
             part = H if label == ALL else H.block(label)
