@@ -10,6 +10,10 @@ class GeomtrajError(Exception):
     """Base of every error that geomtraj raises on purpose."""
 
 
+class GeomtrajWarning(UserWarning):
+    """What geomtraj goes on with although it may not be what was meant; the message says what to do then."""
+
+
 class InputError(GeomtrajError, ValueError):
     """What the caller passed in cannot be used as it is."""
 

@@ -19,6 +19,12 @@ _SENTENCES: list[tuple[str, type[GeomtrajError], str]] = [
         "pass strategy='differences' to gt.Hessian for finite differences of gradients.",
     ),
     (
+        r"[Cc]heckpointing is not compatible with|use_reentrant",
+        InputError,
+        "the model checkpoints activations with use_reentrant=True, which has no second derivative ({first}): pass "
+        "use_reentrant=False to torch.utils.checkpoint.",
+    ),
+    (
         r"modified by an inplace operation|a leaf Variable that requires grad is being used in an in-place|"
         r"is a view and is being modified inplace|view was created inside a custom Function",
         InputError,
@@ -28,7 +34,7 @@ _SENTENCES: list[tuple[str, type[GeomtrajError], str]] = [
     (
         r"forward AD|forward mode|jvp",
         ComputationError,
-        "the model uses an operation without a forward derivative ({first}): choose strategy='kept' or strategy='auto'.",
+        "the model uses an operation without a forward derivative ({first}): choose strategy='kept' or 'auto'.",
     ),
     (
         r"[Ee]xpected all tensors to be on the same device|different devices?|is on cpu, but expected|"

@@ -2,32 +2,126 @@
 
 from __future__ import annotations
 
-import hashlib
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from geomtraj.errors import InputError
+from geomtraj.errors import GeomtrajWarning, InputError
+from geomtraj.isolation import unwrap
 from geomtraj.layout import Layout
+from geomtraj.trees import arrays_of
+
+
+def checked_model(model: Any) -> nn.Module:
+    """The module to measure, without the wrappers of torch.compile and DistributedDataParallel.
+
+    Raises:
+        InputError: It is none, has parameters that are sharded over processes, or holds a ScriptModule.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"the model must be a torch.nn.Module, not {type(model).__name__}.")
+    model = unwrap(model)
+    if isinstance(model, nn.parallel.DistributedDataParallel):  # its forward pass waits for the other processes
+        model = unwrap(model.module)
+    scripted = [name or "the model" for name, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)]
+    if scripted:
+        raise InputError(
+            f"{scripted[0]} is a ScriptModule, in which no parameter can be replaced: pass the module that it was "
+            "scripted from."
+        )
+    wrapped = any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules())
+    if wrapped or any(hasattr(p, "full_tensor") for p in model.parameters()):
+        raise InputError(
+            "the model's parameters are sharded over processes (FSDP or DTensor): load the whole model on each, "
+            "and share the batches by group=."
+        )
+    return model
+
+
+MANY_ZEROS = 0.05
+"""Share of losses that are exactly zero from which a warning is due."""
 
 
 def checked_batches(batches: Any, may_be_empty: bool) -> Iterable[Any]:
-    """The batches themselves, if they can be gone through again and again.
+    """The batches themselves, if they can be gone through again and again; a list of those of a streaming loader.
 
     Raises:
         InputError: They are a single batch, a one-shot iterator, or there are none and that is not allowed.
     """
-    if isinstance(batches, (Mapping, str, bytes)) or not hasattr(batches, "__iter__"):
+    if isinstance(batches, (Mapping, str, bytes, Tensor, np.ndarray)) or not hasattr(batches, "__iter__"):
         raise InputError(
             f"batches is a single {type(batches).__name__}: pass a list of batches, [batch] if there is only one."
         )
+    if isinstance(batches, tuple) and len(batches) > 1 and all(isinstance(b, (Tensor, np.ndarray)) for b in batches):
+        raise InputError(
+            f"batches is a tuple of {len(batches)} tensors, which would be {len(batches)} batches: pass a list, "
+            "batches=[(x, y)] if they are one batch, [x, y] if each is a batch of its own."
+        )
     if isinstance(batches, Iterator):
         raise InputError("batches is a one-shot iterator, and every product needs another pass: pass list(batches).")
-    if hasattr(batches, "__len__") and len(batches) == 0 and not may_be_empty:
+    if isinstance(getattr(batches, "dataset", None), torch.utils.data.IterableDataset):
+        held = list(batches)
+        warnings.warn(
+            f"the loader streams an IterableDataset: its {len(held)} batches of this pass are kept and measured.",
+            GeomtrajWarning,
+            stacklevel=2,
+        )
+        batches = held
+    if _length(batches) == 0 and not may_be_empty:
         raise InputError("batches is empty: pass at least one batch.")
     return batches
+
+
+def _length(batches: Any) -> int | None:
+    try:
+        return len(batches)
+    except TypeError:
+        return None
+
+
+def refuse_flattened(batch: Any, losses: Tensor) -> None:
+    """Refuse losses that count tokens where the rows of the batch are the examples.
+
+    Raises:
+        InputError: There are several losses for each row of the batch.
+    """
+    arrays = [a for a in arrays_of(batch) if a.ndim]
+    rows = {int(a.shape[0]) for a in arrays}
+    count = losses.shape[0]
+    if len(rows) != 1 or count in rows or 0 in rows:
+        return
+    (n,) = rows
+    lengths = {int(a.shape[1]) for a in arrays if a.ndim > 1}
+    if count % n or count < n or (n == 1 and not any(count in (k - 1, k, k + 1) for k in lengths)):
+        return
+    raise InputError(
+        f"{n} rows went into loss(model, batch) and {count} losses came out: its first axis must count independent "
+        f"examples, or every standard error is wrong; return losses.reshape({n}, {count // n}), and weights in the "
+        "same shape (check=False, if each of them is an independent example)."
+    )
+
+
+def warn_of_zeros(losses: int, zeros: int, ignored: int) -> None:
+    """Warn where many losses are exactly zero and no weights say that they do not count.
+
+    Args:
+        losses: Number of losses.
+        zeros: How many of them are exactly zero.
+        ignored: How many labels are -100.
+    """
+    if zeros < max(2, MANY_ZEROS * losses):
+        return
+    label = f", and {ignored} labels are -100" if ignored else ""
+    warnings.warn(
+        f"{zeros} of {losses} losses are exactly zero{label}, and they count in the mean: if they are padding or "
+        "ignored labels, return (losses, weights) with weight 0 there, such as (labels != -100).",
+        GeomtrajWarning,
+        stacklevel=2,
+    )
 
 
 def selected(model: nn.Module, params: str | Iterable[str] | None) -> Layout:
@@ -71,6 +165,8 @@ def selected(model: nn.Module, params: str | Iterable[str] | None) -> Layout:
             f"the selected parameters are spread over {sorted(map(str, dtypes | devices))}: bring them to one, "
             "or select some of them by params=."
         )
+    if not any(everything[name].numel() for name in names):
+        raise InputError(f"the selected parameters ({', '.join(names[:3])}) hold no entries at all: select others.")
     kept = set(names)
     return Layout({n: everything[n].shape for n in names}, {a: n for a, n in aliases.items() if n in kept})
 
@@ -106,27 +202,3 @@ def checked_losses(result: Any) -> tuple[Tensor, Tensor | None]:
         )
     weights = weights.to(losses.dtype).reshape(*weights.shape, *[1] * (losses.dim() - weights.dim()))
     return losses, weights.expand_as(losses)
-
-
-def digest_of(batch: Any) -> str:
-    """A hash of the tensors and plain values in a batch of any nesting."""
-    sha = hashlib.sha256()
-
-    def add(item: Any) -> None:
-        if isinstance(item, Tensor):
-            sha.update(f"{item.dtype}{tuple(item.shape)}".encode())
-            sha.update(
-                item.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes() if item.numel() else b""
-            )
-        elif isinstance(item, Mapping) or hasattr(item, "items"):
-            for key, value in item.items():
-                sha.update(str(key).encode())
-                add(value)
-        elif isinstance(item, (list, tuple)):
-            for value in item:
-                add(value)
-        elif isinstance(item, (str, int, float, bool, bytes, type(None))):
-            sha.update(repr(item).encode())
-
-    add(batch)
-    return sha.hexdigest()

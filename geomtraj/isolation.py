@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeVar, cast
 from unittest.mock import patch
 
 import numpy as np
@@ -15,6 +16,11 @@ import torch
 import torch.utils.checkpoint
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from geomtraj.composed import composed_weight_norm
+from geomtraj.trees import same
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 _EVALUATING = threading.RLock()
@@ -54,23 +60,60 @@ def preserved_rng(generators: Iterable[torch.Generator] = ()) -> Iterator[None]:
 
 @contextmanager
 def preserved_model(model: nn.Module, training: bool) -> Iterator[None]:
-    """Puts a model into training or evaluation mode; gives flags and buffers back at the end."""
+    """Puts a model into training or evaluation mode; gives flags, attributes and buffers back at the end."""
     modules = list(model.modules())
-    flags = [m.training for m in modules]
+    attributes = [(m, dict(m.__dict__)) for m in modules]
     buffers = [(m, dict(m._buffers)) for m in modules]
     kept = [(b, b.detach().clone()) for _, held in buffers for b in held.values() if b is not None]
     try:
         model.train(training)
         yield
     finally:
-        for module, flag in zip(modules, flags, strict=True):
-            module.training = flag
+        for module, held in attributes:
+            if module.__dict__.keys() != held.keys() or any(module.__dict__[k] is not v for k, v in held.items()):
+                module.__dict__.clear()
+                module.__dict__.update(held)
         for module, held in buffers:
             module._buffers.clear()
             module._buffers.update(held)
         for buffer, value in kept:
-            if not torch.equal(buffer, value):
+            if not same(buffer, value):
                 buffer.data.copy_(value)  # past the version counter: a kept graph may hold the buffer
+
+
+@contextmanager
+def plain_torch(dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Torch as it comes: gradients on, and no autocast, inference mode or default of the caller's around it.
+
+    Args:
+        dtype: The default number type.
+        device: The default device.
+    """
+    before = torch.get_default_dtype()
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device() != torch.device(device):
+            stack.enter_context(torch.device(device))
+        torch.set_default_dtype(dtype)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
+
+
+def in_plain_torch(function: F) -> F:
+    """A function that runs inside `plain_torch()`, so that what the caller has around it changes no number."""
+
+    @functools.wraps(function)
+    def inside(*args: Any, **kwargs: Any) -> Any:
+        with plain_torch():
+            return function(*args, **kwargs)
+
+    return cast(F, inside)
 
 
 @contextmanager
@@ -86,10 +129,11 @@ def exact_arithmetic() -> Iterator[None]:
 
 @contextmanager
 def twice_differentiable(model: nn.Module) -> Iterator[None]:
-    """Kernels that can be differentiated twice: attention by its math kernel, recurrent nets without cuDNN."""
+    """Kernels with a right second derivative: attention by its math kernel, recurrent nets without cuDNN."""
     fastpath = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(composed_weight_norm())
         if any(isinstance(m, nn.RNNBase) for m in model.modules()):
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         torch.backends.mha.set_fastpath_enabled(False)

@@ -8,6 +8,8 @@ import psutil
 import torch
 from torch import Tensor
 
+from geomtraj.trees import is_dense, plain_parts
+
 
 def available_bytes(device: torch.device) -> int:
     """Bytes that can still be allocated on this device, the allocator's own cache included."""
@@ -30,10 +32,11 @@ class SavedBytes:
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack)
 
     def _pack(self, tensor: Tensor) -> tuple[Tensor, int]:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._seen:
-            self._seen.add(storage.data_ptr())
-            self.total += storage.nbytes()
+        for part in [tensor] if is_dense(tensor) else plain_parts(tensor):
+            storage = part.untyped_storage()
+            if storage.data_ptr() not in self._seen:
+                self._seen.add(storage.data_ptr())
+                self.total += storage.nbytes()
         # The tensor itself would make its graph refer to itself, and never be freed.
         return tensor.detach(), tensor._version
 

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.stateless import _reparametrize_module
 
+from geomtraj import determinism
+from geomtraj.determinism import Totals
 from geomtraj.distributed import Ranks, digest
 from geomtraj.errors import ComputationError, InputError
 from geomtraj.failures import in_one_sentence
-from geomtraj.inputs import checked_batches, checked_losses, digest_of, selected
-from geomtraj.isolation import (
-    exact_arithmetic,
-    one_at_a_time,
-    preserved_model,
-    preserved_rng,
-    twice_differentiable,
-    uncompiled,
-    unwrap,
-)
+from geomtraj.fingerprint import fingerprint
+from geomtraj.inputs import checked_batches, checked_model, selected, warn_of_zeros
+from geomtraj.isolation import in_plain_torch
+from geomtraj.objective import Loss, Objective
 from geomtraj.recognised import fused, kinds
 from geomtraj.splitting import arranged
 
@@ -32,7 +28,6 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 T = TypeVar("T")
-Loss = Callable[[nn.Module, Any], "Tensor | tuple[Tensor, Tensor]"]
 
 
 class Problem:
@@ -55,6 +50,8 @@ class Problem:
         group: The torch.distributed process group, such as `torch.distributed.group.WORLD`, whose processes each pass
             their own share of the batches (`geomtraj.distributed.shard`) and make the same calls; a share may be empty.
             Every process gets the numbers of all batches together. None: this process's batches are all there are.
+        check: Whether to hold second derivatives against differences of gradients before the first of them is used,
+            and losses against the rows of their batch. False is for who knows better; the status of results says so.
 
     Attributes:
         model: The module that is measured, without its `torch.compile` wrapping.
@@ -82,11 +79,14 @@ class Problem:
         *,
         blocks: Mapping[str, Any] | Literal[False] | None = None,
         group: ProcessGroup | None = None,
+        check: bool = True,
     ):
         self._ranks = None if group is None else Ranks.of(group)
         self.rank = 0 if self._ranks is None else self._ranks.rank
+        self.check = check
         self._combine(self.on_ranks(lambda: self._own_part(model, loss, batches, params, mode, blocks)))
 
+    @in_plain_torch
     def _own_part(
         self,
         model: nn.Module,
@@ -96,29 +96,17 @@ class Problem:
         mode: str,
         blocks: Any,
     ) -> _Part:
-        if not isinstance(model, nn.Module):
-            raise InputError(f"the model must be a torch.nn.Module, not {type(model).__name__}.")
         if not callable(loss):
             raise InputError(f"the loss must be a function loss(model, batch), not {type(loss).__name__}.")
         if mode not in ("eval", "train"):
             raise InputError(f"mode is {mode!r}: choose 'eval' or 'train'.")
-        self.model = unwrap(model)
-        if isinstance(
-            self.model, nn.parallel.DistributedDataParallel
-        ):  # its forward pass waits for the other processes
-            self.model = unwrap(self.model.module)
-        wrapped = any(type(m).__name__ == "FullyShardedDataParallel" for m in self.model.modules())
-        if wrapped or any(hasattr(p, "full_tensor") for p in self.model.parameters()):
-            raise InputError(
-                "the model's parameters are sharded over processes (FSDP or DTensor): load the whole model on each, "
-                "and share the batches by group=."
-            )
+        self.model = checked_model(model)
         self.mode = mode
         self._loss = loss
         self._batches = checked_batches(batches, may_be_empty=self._ranks is not None)
         self.layout = selected(self.model, params)
         self.blocks = arranged(self.layout, kinds(self.model, self.layout), fused(self.model, self.layout), blocks)
-        self._caller = _Caller(self.model, loss)
+        self.objective = Objective(self.model, loss, mode)
         first = next(iter(self._parameters().values()))
         self.dtype, self.device = first.dtype, first.device
         return self._probe()
@@ -128,10 +116,12 @@ class Problem:
         """Number P of selected parameters' entries."""
         return self.layout.size
 
+    @in_plain_torch
     def theta(self) -> Tensor:
         """A copy, shape (P,), of the selected parameters as they are now."""
         return self.layout.flatten({name: p.detach() for name, p in self._parameters().items()}).clone()
 
+    @in_plain_torch
     def loss(self, theta: Tensor | None = None) -> Tensor:
         """L(theta), a 0-d tensor; at the current parameters if theta is left out.
 
@@ -140,11 +130,12 @@ class Problem:
         """
         parameters = self.layout.unflatten(self.checked(theta))
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        with self.session(), torch.no_grad():
+        with in_one_sentence(), self.session():
             for batch in self._batches:
-                total += self.batch_sum(parameters, batch)
+                total += self.value(parameters, batch)
         return (self.over_ranks(total) / self.total_weight).to(self.dtype)
 
+    @in_plain_torch
     def gradient(self, theta: Tensor | None = None) -> Tensor:
         """The gradient of L, shape (P,); at the current parameters if theta is left out.
 
@@ -156,13 +147,13 @@ class Problem:
             raise ComputationError(_UNREACHED)
         parameters = leaves(self.layout.unflatten(self.checked(theta)))
         total = torch.zeros(self.size, dtype=self.dtype, device=self.device)
-        with self.session(), self.holding(parameters):
+        with in_one_sentence(), self.session(), self.holding(parameters):
             for batch in self._batches:
                 value = self.batch_sum(parameters, batch)
                 if not value.requires_grad:
                     continue
                 grads = torch.autograd.grad(value, list(parameters.values()), allow_unused=True, materialize_grads=True)
-                total += torch.cat([g.reshape(-1) for g in grads])
+                total += torch.cat([dense(g).reshape(-1) for g in grads])
         return self.over_ranks(total) / self.total_weight
 
     def select(self, globs: str | Iterable[str]) -> list[str]:
@@ -172,12 +163,7 @@ class Problem:
     @property
     def batch_statistics(self) -> list[str]:
         """Names of modules whose statistics of the batch let examples interact in this mode."""
-        kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
-        return [
-            name
-            for name, m in self.model.named_modules()
-            if isinstance(m, kinds[0]) and (self.mode == "train" or not m.track_running_stats)
-        ]
+        return determinism.batch_statistics(self.model, self.mode)
 
     # What operators and estimators build on.
 
@@ -210,34 +196,38 @@ class Problem:
         """Everything that an evaluation needs set, and everything put back at the end, also after an error."""
         own_generator = getattr(self._batches, "generator", None)
         with ExitStack() as stack:
-            stack.enter_context(one_at_a_time())
-            stack.enter_context(preserved_rng([own_generator] if isinstance(own_generator, torch.Generator) else []))
-            stack.enter_context(preserved_model(self.model, self.mode == "train"))
-            stack.enter_context(exact_arithmetic())
-            stack.enter_context(uncompiled())
-            stack.enter_context(twice_differentiable(self.model))
-            stack.enter_context(torch.enable_grad())
+            generators = [own_generator] if isinstance(own_generator, torch.Generator) else []
+            stack.enter_context(self.objective.session(generators))
             if self._ranks is not None:
                 stack.enter_context(self._ranks.errors_noted())
             yield
 
-    @contextmanager
-    def holding(self, parameters: Mapping[str, Tensor]) -> Iterator[None]:
+    def holding(self, parameters: Mapping[str, Tensor]) -> AbstractContextManager[None]:
         """The model holds these values: in backward passes too, where checkpointed blocks are computed once more."""
-        with _reparametrize_module(self.model, dict(parameters), tie_weights=True):
-            yield
+        return self.objective.holding(parameters)
 
     def losses(self, parameters: Mapping[str, Tensor], batch: Any) -> tuple[Tensor, Tensor | None]:
         """Unreduced losses (B, ...) of one batch and their weights in the same shape, or None for ones.
 
-        Call it inside `session()`.
+        The loss gets a copy of the batch, so that it may write into it. Call it inside `session()`, with gradients
+        enabled: a loss may take derivatives itself.
 
         Raises:
             InputError: The loss returned something else, or fails on this batch.
         """
-        stand_in = {f"model.{name}": p.detach() for name, p in self.model.named_parameters()}
-        stand_in |= {f"model.{name}": value for name, value in parameters.items()}
-        return checked_losses(torch.func.functional_call(self._caller, stand_in, (batch,)))
+        return self.objective.losses(parameters, batch)
+
+    def values(self, parameters: Mapping[str, Tensor], batch: Any) -> tuple[Tensor, Tensor | None]:
+        """Losses and weights as by `losses`, but without a graph. Call it inside `session()`."""
+        if self.objective.differentiates:
+            parameters = leaves(parameters)
+        losses, weights = self.losses(parameters, batch)
+        return losses.detach(), weights
+
+    def value(self, parameters: Mapping[str, Tensor], batch: Any) -> Tensor:
+        """sum(w * losses) of one batch as by `batch_sum`, but without a graph. Call it inside `session()`."""
+        losses, weights = self.values(parameters, batch)
+        return losses.sum() if weights is None else (losses * weights).sum()
 
     def batch_sum(self, parameters: Mapping[str, Tensor], batch: Any) -> Tensor:
         """sum(w * losses) of one batch, 0-d; L is the sum of these over `total_weight`. Call it inside `session()`."""
@@ -270,21 +260,25 @@ class Problem:
         """
         return [make()] if self._ranks is None else self._ranks.gather(make)
 
+    @in_plain_torch
     def fingerprint(self) -> str:
-        """A short hash of what is measured: data, loss code, parameters' names and shapes, dtype, mode."""
-        code = getattr(self._loss, "__code__", None)
-        parts = [
-            self._data_digest,
-            getattr(self._loss, "__qualname__", type(self._loss).__qualname__),
-            code.co_code.hex() if code else "",
-            repr(code.co_names) if code else "",
-            repr([c for c in code.co_consts if isinstance(c, (int, float, str, type(None)))]) if code else "",
-            repr(self.layout),
-            str(self.dtype),
-            self.mode,
-            *filter(None, [self.blocks.signature()]),
-        ]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+        """A short name of the function that is measured: the same for the same L, however it is written or cut.
+
+        It is made of the losses at fixed values of all parameters, so that it does not depend on where on a trajectory
+        the model stands, besides the parameters' names and shapes, the blocks, dtype and mode; made anew in each call.
+
+        Raises:
+            InputError: The loss is no longer the one that this Problem was made of: its weights have another sum.
+        """
+        structure = "\n".join([repr(self.layout), self.blocks.signature(), str(self.dtype), self.mode])
+        with self.session():
+            found = fingerprint(self.objective, list(self.layout), self._batches, structure, self.over_ranks)
+        if not math.isclose(found.weight, self.total_weight, rel_tol=1e-5):
+            raise InputError(
+                f"the weights of the losses sum to {found.weight:g}, and to {self.total_weight:g} when this Problem "
+                "was made: the loss or the batches have changed, so make a new gt.Problem."
+            )
+        return found.name
 
     def _parameters(self) -> dict[str, Tensor]:
         own = dict(self.model.named_parameters())
@@ -292,21 +286,13 @@ class Problem:
 
     def _probe(self) -> _Part:
         """Two passes over the batches of this process: they must agree; what they tell is handed on."""
-        parameters = leaves(self._parameters())
         with in_one_sentence(), self.session():
-            first = [self._summary(parameters, batch) for batch in self._batches]
-            second = [self._summary(parameters, batch) for batch in self._batches]
-        tolerance = 1e3 * torch.finfo(self.dtype).eps
-        same = len(first) == len(second) and all(a.agrees(b, tolerance) for a, b in zip(first, second, strict=True))
-        if not same:
-            raise InputError(self._culprit(first, second))
+            summaries = determinism.two_passes(self.objective, self._parameters(), self._batches, strict=self.check)
         return _Part(
-            examples=sum(s.losses.shape[0] for s in first),
-            weight=sum(s.weight for s in first),
-            digests=[s.digest for s in first],
-            reached=set().union(*(s.reached for s in first)),
+            totals=determinism.totals(summaries),
             setting={"mode": self.mode, "params": self._selection(), "dtype": str(self.dtype)},
             tensors={} if self._ranks is None else self._tensor_digests(),
+            differentiates=self.objective.differentiates,
         )
 
     def _combine(self, parts: list[_Part]) -> None:
@@ -325,20 +311,23 @@ class Problem:
                     f"{name!r} of the model differs between process 0 and process {rank}: load the same checkpoint on "
                     "each, or call torch.distributed.broadcast(tensor, 0) for every tensor of model.state_dict()."
                 )
-        if not any(part.digests for part in parts):
+        own = [part.totals for part in parts]
+        if not any(t.batches for t in own):
             raise InputError("batches is empty: pass at least one batch.")
-        self.examples = sum(part.examples for part in parts)
-        self.first_example = sum(part.examples for part in parts[: self.rank])
-        self.total_weight = sum(part.weight for part in parts)
+        self.examples = sum(t.examples for t in own)
+        self.first_example = sum(t.examples for t in own[: self.rank])
+        self.total_weight = sum(t.weight for t in own)
+        if self.check:
+            warn_of_zeros(sum(t.losses for t in own), sum(t.zeros for t in own), sum(t.ignored for t in own))
         if not self.total_weight > 0:
             raise InputError(
                 f"the weights of all batches sum to {self.total_weight:g}: "
                 "L(theta) divides by that sum, so give positive weights."
             )
-        reached = set().union(*(part.reached for part in parts))
+        reached = set().union(*(t.reached for t in own))
         self.unused = tuple(name for name in self.layout if name not in reached)
-        digests = (digest for part in parts for digest in part.digests)
-        self._data_digest = hashlib.sha256("".join(digests).encode()).hexdigest()
+        # On another process the objective must behave in the same way.
+        self.objective.differentiates = any(part.differentiates for part in parts)
 
     def _selection(self) -> str:
         """The selected parameters in short; differs where names, shapes or blocks do."""
@@ -348,77 +337,14 @@ class Problem:
     def _tensor_digests(self) -> dict[str, int]:
         return {n: digest(t) for n, t in itertools.chain(self.model.named_parameters(), self.model.named_buffers())}
 
-    def _summary(self, parameters: dict[str, Tensor], batch: Any) -> _BatchSummary:
-        losses, weights = self.losses(parameters, batch)
-        value = losses.sum() if weights is None else (losses * weights).sum()
-        reached: set[str] = set()
-        if value.requires_grad:
-            grads = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
-            reached = {name for name, grad in zip(parameters, grads, strict=True) if grad is not None}
-        weight = float(losses.numel() if weights is None else weights.double().sum())
-        return _BatchSummary(losses.detach().double().cpu(), weight, digest_of(batch), reached)
-
-    def _culprit(self, first: list[_BatchSummary], second: list[_BatchSummary]) -> str:
-        opening = "two passes over the batches disagree"
-        if len(first) != len(second):
-            return f"{opening}: {len(first)} batches, then {len(second)}; pass a list of batches."
-        if [s.digest for s in first] != [s.digest for s in second]:
-            return (
-                f"{opening}: the batches themselves change, so the loader is shuffling or draws random augmentations; "
-                "pass DataLoader(..., shuffle=False), or list(loader) to fix one pass."
-            )
-        kinds = (nn.modules.dropout._DropoutNd, nn.RNNBase, nn.MultiheadAttention)
-        active = {n: getattr(m, "p", None) or getattr(m, "dropout", None) for n, m in self.model.named_modules()}
-        names = [n for n, m in self.model.named_modules() if isinstance(m, kinds) and active[n]]
-        if self.mode == "train" and names:
-            return f"{opening}: dropout is active in {', '.join(map(repr, names[:3]))}; pass mode='eval'."
-        if self.batch_statistics:
-            return (
-                f"{opening}: {', '.join(map(repr, self.batch_statistics[:3]))} computes batch statistics, "
-                "which differ from pass to pass; pass mode='eval'."
-            )
-        return (
-            f"{opening} on the same batches: the model or the loss draws random numbers or keeps a state "
-            "(dropout through torch.nn.functional, say); make loss(model, batch) deterministic."
-        )
-
-
-class _Caller(nn.Module):
-    """Lets torch.func.functional_call replace parameters under any loss, whichever parts of the model it calls."""
-
-    def __init__(self, model: nn.Module, loss: Loss):
-        super().__init__()
-        self.model = model
-        self._hidden = (loss,)  # a tuple, so that a loss that is a module is not registered as part of this one
-        self.training = model.training
-
-    def forward(self, batch: Any) -> Any:
-        return self._hidden[0](self.model, batch)
-
 
 class _Part(NamedTuple):
     """What one process tells of its batches and its model."""
 
-    examples: int
-    weight: float
-    digests: list[str]
-    reached: set[str]
+    totals: Totals
     setting: dict[str, str]
     tensors: dict[str, int]
-
-
-class _BatchSummary(NamedTuple):
-    losses: Tensor
-    weight: float
-    digest: str
-    reached: set[str]
-
-    def agrees(self, other: _BatchSummary, tolerance: float) -> bool:
-        """Whether two passes over one batch gave the same losses, up to rounding."""
-        if self.losses.shape != other.losses.shape or self.digest != other.digest:
-            return False
-        scale = float(self.losses.nan_to_num(0, 0, 0).abs().max()) if self.losses.numel() else 0.0
-        return torch.allclose(self.losses, other.losses, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
+    differentiates: bool
 
 
 _UNREACHED = (
@@ -430,3 +356,8 @@ _UNREACHED = (
 def leaves(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same values as fresh leaf tensors that require gradients."""
     return {name: p.detach().requires_grad_() for name, p in parameters.items()}
+
+
+def dense(gradient: Tensor) -> Tensor:
+    """A gradient as an ordinary tensor: an embedding may give a sparse one."""
+    return gradient if gradient.layout is torch.strided else gradient.to_dense()

@@ -7,10 +7,15 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "geomtraj"
 FLOORS = [
-    {"_version", "distributed", "errors", "failures", "inputs", "isolation", "layout", "memory", "seeding", "slicing"},
+    {"_version", "composed", "distributed", "errors", "failures", "layout", "memory", "seeding", "slicing", "trees"},
+    {"isolation"},
+    {"inputs"},
+    {"objective"},
+    {"determinism"},
     {"blocks"},
     {"splitting"},
     {"recognised"},
+    {"fingerprint"},
     {"problem"},
     {"operators"},
     {"linalg"},

@@ -285,3 +285,13 @@ def test_what_torch_refuses_is_said_in_one_sentence(model, x, message):
     with pytest.raises(gt.errors.InputError, match=message) as raised:
         gt.Problem(model, lambda m, b: m(b).square().sum(1), [x])
     assert isinstance(raised.value.__cause__, RuntimeError)
+
+
+def test_a_module_that_is_held_twice_keeps_its_own_parameters():
+    model = nn.Module()
+    model.first = model.second = nn.Linear(3, 3)
+    model.forward = lambda x: model.second(model.first(x).tanh())
+    weight = model.first.weight
+    problem = gt.Problem(model, losses, [(X, Y)])
+    gt.Hessian(problem) @ problem.theta()
+    assert model.first.weight is weight and weight.is_leaf

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from geomtraj.blocks import Block, Blocks, whole_parameter
 from geomtraj.errors import ComputationError, InputError
+from geomtraj.isolation import in_plain_torch
 from geomtraj.layout import Layout
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class SymmetricOperator(ABC):
     def _matmat(self, vectors: Tensor) -> Tensor:
         """Products with the columns of `vectors` (P, k), of this operator's dtype and device."""
 
+    @in_plain_torch
     def __matmul__(self, vectors: Tensor) -> Tensor:
         """Product with a vector (P,) or with each column of (P, k).
 
@@ -69,7 +71,7 @@ class SymmetricOperator(ABC):
                 f"the operator is {self.dtype} on {self.device}, the vector {vectors.dtype} on {vectors.device}: "
                 "move it with .to(H.device, H.dtype)."
             )
-        columns = vectors.detach().reshape(size, -1)
+        columns = (vectors.clone() if vectors.is_inference() else vectors).detach().reshape(size, -1)
         product = self._matmat(columns)
         self.matvecs += columns.shape[1]
         return product.reshape(vectors.shape)
@@ -84,6 +86,7 @@ class SymmetricOperator(ABC):
         """
         return PrincipalBlock(self, self.blocks.select(globs))
 
+    @in_plain_torch
     def dense(self, chunk: int = 64) -> Tensor:
         """The whole matrix (P, P), by P products, `chunk` columns at a time.
 

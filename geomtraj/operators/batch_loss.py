@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from geomtraj.layout import Layout
-from geomtraj.problem import Problem
+from geomtraj.problem import Problem, dense
 
 
 class BatchLoss:
@@ -40,7 +40,8 @@ class BatchLoss:
         value = self(tensors)
         if not value.requires_grad:
             return [None] * len(tensors)
-        return list(torch.autograd.grad(value, list(tensors), create_graph=twice, allow_unused=True))
+        found = torch.autograd.grad(value, list(tensors), create_graph=twice, allow_unused=True)
+        return [None if g is None else dense(g) for g in found]
 
     @contextmanager
     def evaluation(self, tensors: Sequence[Tensor] | None = None) -> Iterator[None]:

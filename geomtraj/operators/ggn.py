@@ -12,7 +12,8 @@ from torch import Tensor
 from geomtraj.errors import InputError
 from geomtraj.isolation import exact_arithmetic
 from geomtraj.operators.base import PrincipalBlock, SymmetricOperator
-from geomtraj.problem import Problem, leaves
+from geomtraj.problem import Problem, dense, leaves
+from geomtraj.trees import rebuilt
 
 
 class GGN(SymmetricOperator):
@@ -59,7 +60,7 @@ class GGN(SymmetricOperator):
                 for j in range(vectors.shape[1]):
                     along = [vectors[slot.slice, j].reshape(slot.shape) for slot in self.layout.values()]
                     rows = split.product(list(own.values()), along)
-                    total[:, j] += torch.cat([row.reshape(-1) for row in rows])
+                    total[:, j] += torch.cat([dense(row).reshape(-1) for row in rows])
         return self.problem.over_ranks(total, of=vectors) / self.problem.total_weight
 
 
@@ -71,7 +72,7 @@ class _SplitLoss:
         self.cut: list[Tensor] = []
 
         def detach(_module: Any, _inputs: Any, output: Any) -> Any:
-            return _map_tensors(output, self._detached)
+            return rebuilt(output, self._detached)
 
         handle = problem.model.register_forward_hook(detach)
         try:
@@ -118,18 +119,6 @@ class _SplitLoss:
         )
 
 
-def _map_tensors(item: Any, change: Any) -> Any:
-    if isinstance(item, Tensor):
-        return change(item)
-    if isinstance(item, Mapping):
-        return type(item)(**{key: _map_tensors(value, change) for key, value in item.items()})
-    if isinstance(item, tuple) and hasattr(item, "_fields"):
-        return type(item)(*(_map_tensors(value, change) for value in item))
-    if isinstance(item, (tuple, list)):
-        return type(item)(_map_tensors(value, change) for value in item)
-    return item
-
-
 def _check_split(problem: Problem, parameters: Mapping[str, Tensor], batch: Any) -> None:
     """The chain rule through the cut must give the whole gradient of this batch."""
     own = leaves(parameters)
@@ -142,9 +131,9 @@ def _check_split(problem: Problem, parameters: Mapping[str, Tensor], batch: Any)
         through = torch.autograd.grad(split.outputs, targets, [g.detach() for g in split.gradients], **options)
     else:
         through = tuple(torch.zeros_like(p) for p in targets)
-    scale = max((float(e.abs().max()) for e in expected if e.numel()), default=0.0)
+    scale = max((float(dense(e).abs().max()) for e in expected if e.numel()), default=0.0)
     tolerance = 1e4 * torch.finfo(problem.dtype).eps * scale
-    for name, a, b in zip(own, expected, through, strict=False):
+    for name, a, b in zip(own, map(dense, expected), map(dense, through), strict=False):
         if not torch.allclose(a, b, rtol=1e-2, atol=tolerance, equal_nan=True):
             raise InputError(
                 f"the loss depends on {name!r} otherwise than through what model(...) returns, so there is no "

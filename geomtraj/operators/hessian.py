@@ -30,8 +30,8 @@ class Hessian(SymmetricOperator):
 
     "auto" begins with "kept". Once products have taken long enough to pay for a trial, it times the others on the
     first batch, a few products each, and changes to the quickest for as many products as have been made, preparation
-    included. All Hessians of one problem share what was learnt: `strategy` and `timings` tell it. One whose product with
-    a random vector is not that of double backward is not chosen.
+    included. All Hessians of one problem share what was learnt: `strategy` and `timings` tell it. One whose product
+    with a random vector is not that of double backward is not chosen.
 
     Where memory runs short, graphs are dropped and batches are cut into parts, which changes nothing but the time.
 

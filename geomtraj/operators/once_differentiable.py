@@ -33,6 +33,6 @@ def check_functions(loss: BatchLoss) -> None:
         if code is not None and code.co_filename == torch.autograd.function.__file__ and code.co_name == "wrapper":
             raise ComputationError(
                 f"the model uses {function.__name__}, which is marked once_differentiable and so has no second "
-                "derivative: replace it by plain torch operations, or pass strategy='differences' to gt.Hessian for finite "
-                "differences of gradients."
+                "derivative: replace it by plain torch operations, or pass strategy='differences' to gt.Hessian for "
+                "finite differences of gradients."
             )

@@ -16,7 +16,7 @@ from geomtraj.memory import SavedBytes, available_bytes
 from geomtraj.operators.batch_loss import BatchLoss
 from geomtraj.operators.choice import History
 from geomtraj.problem import Problem
-from geomtraj.slicing import sliced, tensors_of
+from geomtraj.slicing import count, sliced
 
 WORK = 2.0  # bytes that a product needs over those that its graph holds
 SAME = 1e4  # roundings by which a batch's loss may differ from the sum over its parts
@@ -56,7 +56,7 @@ class Parts:
             ComputationError: They hold a single example already, or cannot be cut.
         """
         i, batch = self._latest
-        n = _examples(batch)
+        n = count(batch)
         if n is None:
             raise ComputationError(_UNCUT.format(i=i, n="its", what="into parts"))
         size = min(n, self._known.largest or n)
@@ -72,7 +72,7 @@ class Parts:
     def _cut(self, i: int, batch: Any) -> list[Any]:
         largest = self._known.largest
         self._latest = (i, batch)
-        n = None if largest is None else _examples(batch)
+        n = None if largest is None else count(batch)
         if largest is None or (n is not None and n <= largest):
             return [batch]
         parts = sliced(batch, n, largest) if n is not None else []
@@ -88,20 +88,19 @@ class Parts:
             if not is_out_of_memory(error):
                 raise
         # Not even the losses of the whole batch fit: one part and its halves tell as well.
-        n = _examples(parts[0])
+        n = count(parts[0])
         return n == 1 or n is None or self._same(parts[0], sliced(parts[0], n, math.ceil(n / 2)))
 
     def _same(self, batch: Any, parts: list[Any]) -> bool:
-        with torch.no_grad():
-            whole = self._problem.batch_sum(self._parameters, batch)
-            pieces = torch.stack([self._problem.batch_sum(self._parameters, part) for part in parts])
+        whole = self._problem.value(self._parameters, batch)
+        pieces = torch.stack([self._problem.value(self._parameters, part) for part in parts])
         tolerance = SAME * torch.finfo(whole.dtype).eps * pieces.abs().sum()
         return bool((whole - pieces.sum()).abs() <= tolerance)
 
     def _estimate(self, batch: Any) -> None:
         """Foresees from one and two examples how many fit; says nothing where the batch cannot be cut."""
         self._known.bytes_per_example = (0.0, 0.0)
-        n = _examples(batch)
+        n = count(batch)
         if n is None or n < 3:
             return
         try:
@@ -120,9 +119,3 @@ class Parts:
         with loss.evaluation(leaves), SavedBytes() as saved:
             loss.gradient(leaves, twice=True)
         return saved.total
-
-
-def _examples(batch: Any) -> int | None:
-    """Number of examples where every tensor of the batch has as many on its first axis; None where they differ."""
-    sizes = {t.shape[0] if t.dim() else 0 for t in tensors_of(batch)}
-    return sizes.pop() if len(sizes) == 1 else None

@@ -112,7 +112,9 @@ def test_a_way_with_wrong_numbers_is_never_chosen(monkeypatch, eager_trials):
     assert close(hessian.dense(chunk=1), case.hessian())
     assert hessian.strategy == "kept"  # the reverse way runs its program by the same code
     assert "other numbers" in hessian.timings["linearized-forward"]
-    with pytest.raises(ComputationError, match=r"strategy='linearized-forward' gives other numbers .* leave strategy='auto'"):
+    with pytest.raises(
+        ComputationError, match=r"strategy='linearized-forward' gives other numbers .* leave strategy='auto'"
+    ):
         gt.Hessian(CASES["gpt"]().problem, strategy="linearized-forward") @ case.problem.theta()
 
 

@@ -11,6 +11,7 @@ from geomtraj.isolation import exact_arithmetic
 from geomtraj.memory import SavedBytes
 from geomtraj.operators.batch_loss import BatchLoss
 from geomtraj.operators.ways.base import Way, flat
+from geomtraj.problem import dense
 
 
 class Kept(Way):
@@ -31,7 +32,8 @@ class Kept(Way):
             reached: list[Tensor | None] = [None] * len(self._leaves)
             if value.requires_grad:
                 with forwards:
-                    reached = list(torch.autograd.grad(value, self._leaves, create_graph=True, allow_unused=True))
+                    found = torch.autograd.grad(value, self._leaves, create_graph=True, allow_unused=True)
+                reached = [None if g is None else dense(g) for g in found]
         self.held = saved.total
         self._recomputes = forwards.any
         self._paths = [i for i, g in enumerate(reached) if g is not None and g.requires_grad]
@@ -61,7 +63,7 @@ class Kept(Way):
                 allow_unused=True,
                 is_grads_batched=batched,
             )
-        return [torch.zeros_like(d) if g is None else g for g, d in zip(found, along, strict=True)]
+        return [torch.zeros_like(d) if g is None else dense(g) for g, d in zip(found, along, strict=True)]
 
 
 class _Forwards:

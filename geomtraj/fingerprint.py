@@ -1,0 +1,159 @@
+"""A short name for the function that is measured, made of its values."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from geomtraj.objective import Objective
+from geomtraj.seeding import gaussian, generator
+
+SCALES = (1.0, 0.3)
+"""Sizes of the parameters' fixed values, at each of which the losses are taken."""
+NUMBERS = 65537
+"""How many random numbers the fixed values are filled with, again and again; a prime, so that no row repeats."""
+DIGITS = {torch.float64: 8, torch.float32: 3}
+"""Digits of the losses' moments that count, by the number type in which they could be computed."""
+
+
+Sum = Callable[[Tensor], Tensor]
+
+
+class Fingerprint(NamedTuple):
+    """A name for a function, and what its losses' weights sum to.
+
+    Attributes:
+        name: 16 hexadecimal digits.
+        weight: sum(w) over all batches.
+    """
+
+    name: str
+    weight: float
+
+
+def fingerprint(
+    objective: Objective, names: list[str], batches: Iterable[Any], structure: str, total: Sum
+) -> Fingerprint:
+    """A hash of the losses and their gradient at fixed parameter values. Use it inside the objective's session.
+
+    Losses enter by moments over the examples, in float64 where the model can compute in it, so that rounding, the order
+    of the examples and their cut into batches do not count.
+
+    Args:
+        objective: Model and loss.
+        names: The selected parameters.
+        batches: The batches.
+        structure: What else the name depends on.
+        total: The sum of a tensor over all processes.
+    """
+    parts, weight = [structure], 0.0
+    dtype = _number_type(objective, names[0], batches, total)
+    for scale in SCALES:
+        moments = _moments(objective, names if scale == SCALES[0] else [], batches, _Fixed(scale, dtype), total)
+        weight = float(moments[1])
+        parts += [_rounded(float(value), DIGITS[dtype]) for value in moments]
+    return Fingerprint(hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16], weight)
+
+
+class _Fixed(NamedTuple):
+    """Which fixed values: their scale, and the number type of the evaluation."""
+
+    scale: float
+    dtype: torch.dtype
+
+
+def _number_type(objective: Objective, name: str, batches: Iterable[Any], total: Sum) -> torch.dtype:
+    """float64 if the model computes in it throughout, else float32."""
+    parameter = dict(objective.model.named_parameters())[name]
+    if parameter.dtype is torch.float64:
+        return torch.float64
+    single = torch.zeros((), dtype=torch.float64, device=parameter.device)
+    try:
+        one, other = (_one_batch(objective, batches, 1 + shift) for shift in (0.0, 1e-11))
+        # Rounding to float32 on the way shows as a response of its size, or as none.
+        single += not 1e-14 < abs(one - other) / max(abs(one), 1e-300) < 1e-9
+    except Exception:  # whatever a model raises on number types that it was not written for
+        single += 1
+    return torch.float32 if bool(total(single) > 0) else torch.float64
+
+
+def _one_batch(objective: Objective, batches: Iterable[Any], scale: float) -> float:
+    for batch in batches:
+        losses, _ = objective.evaluated(_fixed(objective, _Fixed(scale, torch.float64)), batch, torch.float64)
+        if losses.numel():
+            return float(losses.detach().double().sum()) if losses.dtype is torch.float64 else math.nan
+    return 1.0
+
+
+def _moments(objective: Objective, names: list[str], batches: Iterable[Any], at: _Fixed, total: Sum) -> Tensor:
+    """Number of examples, sum and square sum of weights, sums of losses and their squares, gradient's norm (6,)."""
+    fixed = _fixed(objective, at)
+    leaves = [fixed[name].requires_grad_() for name in names]
+    device = next(iter(fixed.values())).device
+    sums = torch.zeros(5, dtype=torch.float64, device=device)
+    gradients = [torch.zeros_like(leaf, requires_grad=False) for leaf in leaves]
+    for batch in batches:
+        losses, weights = objective.evaluated(dict(fixed), batch, at.dtype)
+        if leaves and losses.requires_grad:
+            value = losses.sum() if weights is None else (losses * weights).sum()
+            with objective.holding(fixed):
+                found = torch.autograd.grad(value, leaves, allow_unused=True)
+            for g, more in zip(gradients, found, strict=True):
+                if more is not None:
+                    g += more
+        sums += _sums(losses.detach(), weights)
+    summed = total(torch.cat([sums, *(g.double().flatten() for g in gradients)]))
+    return torch.cat([summed[:5], summed[5:].norm()[None]])
+
+
+def _sums(losses: Tensor, weights: Tensor | None) -> Tensor:
+    rows = losses.double().reshape(len(losses), math.prod(losses.shape[1:]))
+    ones = torch.ones_like(rows) if weights is None else weights.double().reshape(rows.shape)
+    each = torch.where(ones == 0, 0, rows * ones).sum(1)
+    count = torch.tensor(float(len(rows)), dtype=torch.float64, device=rows.device)
+    return torch.stack([count, ones.sum(), ones.square().sum(), each.sum(), each.square().sum()])
+
+
+def _fixed(objective: Objective, at: _Fixed) -> dict[str, Tensor]:
+    """The stand-ins of all parameters and buffers, those of the parameters at their fixed values."""
+    values = {
+        name: fixed_values(name, p, at.scale).to(at.dtype if p.is_floating_point() else p.dtype)
+        for name, p in objective.model.named_parameters()
+    }
+    if objective.differentiates:
+        values = {name: v.requires_grad_(v.is_floating_point()) for name, v in values.items()}
+    found = objective.stand_ins(values, at.dtype)
+    return {**found, **_statistics(found)}
+
+
+def _statistics(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Running statistics as they are in a new model: they change along a trajectory."""
+    found = {}
+    for name, tensor in tensors.items():
+        kind = name.rpartition(".")[2]
+        if kind in ("running_mean", "num_batches_tracked"):
+            found[name] = torch.zeros_like(tensor)
+        elif kind == "running_var":
+            found[name] = torch.ones_like(tensor)
+    return found
+
+
+def fixed_values(name: str, parameter: Tensor, scale: float) -> Tensor:
+    """Values in float64 that depend on nothing but name, shape and scale: random matrices, vectors around 1/2."""
+    rng = generator(0, f"fingerprint {name}")
+    like = torch.empty((), dtype=torch.float64, device=parameter.device)
+    count = parameter.numel()
+    numbers = gaussian((min(count, NUMBERS),), rng, like)
+    values = numbers.repeat(-(-count // max(1, len(numbers))))[:count].reshape(parameter.shape)
+    if parameter.dim() < 2:
+        return scale * (0.5 + 0.2 * values)
+    return scale * values * (parameter.shape[0] / max(1, count)) ** 0.5
+
+
+def _rounded(value: float, digits: int) -> str:
+    return f"{value + 0.0:.{digits}e}" if math.isfinite(value) else "not finite"

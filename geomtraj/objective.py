@@ -1,0 +1,169 @@
+"""A model and a loss as one function of the model's parameters, evaluated so that nothing is left behind."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.stateless import _reparametrize_module
+from torch.overrides import TorchFunctionMode
+
+from geomtraj.composed import ComposedNorms
+from geomtraj.inputs import checked_losses
+from geomtraj.isolation import (
+    exact_arithmetic,
+    one_at_a_time,
+    plain_torch,
+    preserved_model,
+    preserved_rng,
+    twice_differentiable,
+    uncompiled,
+)
+from geomtraj.trees import rebuilt, same
+
+Loss = Callable[[nn.Module, Any], "Tensor | tuple[Tensor, Tensor]"]
+
+
+class Objective:
+    """Unreduced losses of a batch as a function of parameter values that stand in for the model's own.
+
+    Args:
+        model: The network.
+        loss: `loss(model, batch)`.
+        mode: "eval" or "train".
+
+    Attributes:
+        rewritten: Names of parameters and buffers that a forward pass writes into: those are copied for each
+            evaluation. None while that is not known: all are.
+        captured: Names of parameters that the loss also reaches past the model (a list, a closure, a loss object that
+            holds them): operations on those are redirected to what stands in for them.
+        differentiates: Whether the loss differentiates by the parameters itself, so that they must require gradients.
+        composed_norms: Whether normalisations are composed of plain operations, since the loss takes derivatives.
+    """
+
+    def __init__(self, model: nn.Module, loss: Loss, mode: str):
+        self.model, self.loss, self.mode = model, loss, mode
+        self.rewritten: set[str] | None = None
+        self.captured: tuple[str, ...] = ()
+        self.differentiates = False
+        self.composed_norms = False
+        self._defaults = (torch.get_default_dtype(), torch.get_default_device())
+
+    @contextmanager
+    def session(self, generators: Iterable[torch.Generator] = ()) -> Iterator[None]:
+        """Everything that an evaluation needs set, and everything put back at the end, also after an error."""
+        with ExitStack() as stack:
+            stack.enter_context(one_at_a_time())
+            stack.enter_context(preserved_rng(generators))
+            stack.enter_context(plain_torch(*self._defaults))
+            stack.enter_context(preserved_model(self.model, self.mode == "train"))
+            stack.enter_context(exact_arithmetic())
+            stack.enter_context(uncompiled())
+            stack.enter_context(twice_differentiable(self.model))
+            yield
+
+    @contextmanager
+    def holding(self, parameters: Mapping[str, Tensor]) -> Iterator[None]:
+        """The model holds these values: in backward passes too, where checkpointed blocks are computed once more."""
+        # In the order of a stack, or a module that the model holds twice would keep what stood in for its parameters.
+        held = _reparametrize_module(self.model, dict(parameters), tie_weights=True, stack_weights=True)
+        with held, self._redirected(parameters):
+            yield
+
+    def losses(
+        self, parameters: Mapping[str, Tensor], batch: Any, dtype: torch.dtype | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Unreduced losses (B, ...) of one batch and their weights in the same shape, or None for ones.
+
+        The loss gets a copy of the batch, so that it may write into it. Call it inside `session()`.
+
+        Args:
+            parameters: Values of the selected parameters by name; the others keep their own.
+            batch: One batch.
+            dtype: Number type to convert all other parameters, buffers and the batch to; None leaves them.
+
+        Raises:
+            InputError: The loss returned something else.
+        """
+        stand_ins = self.stand_ins(parameters, dtype)
+        return self.evaluated(stand_ins, batch, dtype)
+
+    def stand_ins(self, parameters: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        """What stands in for the model's parameters and buffers, by name."""
+        found = {name: _converted(tensor.detach(), dtype) for name, tensor in self._own()} | dict(parameters)
+        copied = found.keys() if self.rewritten is None else self.rewritten
+        return {name: tensor.clone() if name in copied else tensor for name, tensor in found.items()}
+
+    def evaluated(
+        self, stand_ins: dict[str, Tensor], batch: Any, dtype: torch.dtype | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The losses with these stand-ins; see `losses`."""
+        own_copy = rebuilt(batch, lambda tensor: _copied(tensor, dtype))
+        with self.holding(stand_ins), ComposedNorms() if self.composed_norms else nullcontext():
+            return checked_losses(self.loss(self.model, own_copy))
+
+    def written_into(self, parameters: Mapping[str, Tensor], batch: Any) -> tuple[Tensor, Tensor | None, set[str]]:
+        """Losses and weights as by `losses`, and the names of the parameters and buffers that the pass wrote into."""
+        stand_ins = self.stand_ins(parameters)
+        versions = {name: tensor._version for name, tensor in stand_ins.items()}
+        losses, weights = self.evaluated(stand_ins, batch)
+        before = dict(self._own()) | dict(parameters)
+        written = {n for n, t in stand_ins.items() if t._version != versions[n] or not same(t, before[n])}
+        return losses, weights, written
+
+    def _own(self) -> Iterator[tuple[str, Tensor]]:
+        return itertools.chain(self.model.named_parameters(), self.model.named_buffers())
+
+    def _redirected(self, stand_ins: Mapping[str, Tensor]) -> Any:
+        if not self.captured:
+            return nullcontext()
+        own = dict(self.model.named_parameters())
+        return _Redirected({id(own[name]): stand_ins[name] for name in self.captured if name in stand_ins})
+
+
+class _Redirected(TorchFunctionMode):
+    """Inside its `with` block operations on some tensors, and on views of them, take others in their place.
+
+    Args:
+        places: id of a tensor -> what stands in for it.
+    """
+
+    def __init__(self, places: Mapping[int, Tensor]):
+        super().__init__()
+        self._places = places
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*map(self._in_place_of, args), **{k: self._in_place_of(v) for k, v in (kwargs or {}).items()})
+
+    def _in_place_of(self, item: Any) -> Any:
+        if isinstance(item, Tensor):
+            if id(item) in self._places:
+                return self._places[id(item)]
+            base = item._base
+            if base is not None and id(base) in self._places and base.is_contiguous():
+                new = self._places[id(base)].contiguous()
+                offset = new.storage_offset() + item.storage_offset() - base.storage_offset()
+                return new.as_strided(item.shape, item.stride(), offset)
+            return item
+        if isinstance(item, (list, tuple)) and not hasattr(item, "_fields"):
+            changed = [self._in_place_of(value) for value in item]
+            return type(item)(changed) if any(a is not b for a, b in zip(changed, item, strict=True)) else item
+        return item
+
+
+def _converted(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """The tensor in this number type; a copy of one made in inference mode, which takes part in no derivative."""
+    if dtype is not None and tensor.is_floating_point():
+        return tensor.to(dtype)
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
+def _copied(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    plain = tensor.detach()
+    found = _converted(plain, dtype)
+    found = plain.clone() if found is plain else found
+    return found.requires_grad_() if tensor.requires_grad else found
