@@ -2,10 +2,11 @@
 
 from geomtraj._version import __version__
 from geomtraj.contrast import Table, contrast
+from geomtraj.curvature import eigsh, spectral_density, spectrum, trace
 from geomtraj.diagonal import Diagonal, diagonal
 from geomtraj.distributed import shard
-from geomtraj.errors import ComputationError, GeomtrajError, InputError, TrajectoryError
-from geomtraj.linalg import Eigenpairs, Estimate, SpectralDensity, Spectrum, eigsh, spectral_density, spectrum, trace
+from geomtraj.errors import ComputationError, GeomtrajError, GeomtrajWarning, InputError, TrajectoryError
+from geomtraj.linalg import Eigenpairs, Estimate, SpectralDensity, Spectrum
 from geomtraj.measuring import Measurement, Results, measure
 from geomtraj.operators import GGN, Hessian, MatrixOperator, Preconditioned
 from geomtraj.problem import Problem
@@ -23,6 +24,7 @@ __all__ = [
     "Eigenpairs",
     "Estimate",
     "GeomtrajError",
+    "GeomtrajWarning",
     "Hessian",
     "InputError",
     "Iterate",

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 
 from geomtraj.errors import GeomtrajError, InputError
 from geomtraj.inputs import refuse_flattened
@@ -66,7 +67,8 @@ def two_passes(
     first = _pass(objective, parameters, batches, strict)
     captured = set().union(*(s.captured for s in first))
     if captured:
-        objective.captured = tuple(name for name in parameters if name in captured)
+        own = dict(objective.model.named_parameters())
+        objective.captured = {name: own[name] for name in parameters if name in captured}
         first = _pass(objective, parameters, batches, strict)
         left = set().union(*(s.captured for s in first))
         if left:
@@ -137,9 +139,15 @@ def _summary(objective: Objective, parameters: Mapping[str, Tensor], batch: Any,
     value = losses.sum() if weights is None else (losses * weights).sum()
     reached, captured = set[str](), set[str]()
     if value.requires_grad:
-        own = {n: p for n, p in objective.model.named_parameters() if n in leaves and p.requires_grad}
+        # As edges of the graph, since operations on the parameters themselves may be redirected.
+        own: dict[str, Any] = {
+            name: get_gradient_edge(p)
+            for name, p in objective.model.named_parameters()
+            if name in leaves and p.requires_grad and not p.is_inference()
+        }
         with objective.holding(leaves):
-            found = torch.autograd.grad(value, [*leaves.values(), *own.values()], allow_unused=True)
+            targets: list[Any] = [*leaves.values(), *own.values()]
+            found = torch.autograd.grad(value, targets, allow_unused=True)
         reached = {name for name, g in zip(leaves, found, strict=False) if g is not None}
         captured = {name for name, g in zip(own, found[len(leaves) :], strict=True) if g is not None}
     weight = float(losses.numel() if weights is None else weights.double().sum())

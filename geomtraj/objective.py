@@ -39,7 +39,7 @@ class Objective:
     Attributes:
         rewritten: Names of parameters and buffers that a forward pass writes into: those are copied for each
             evaluation. None while that is not known: all are.
-        captured: Names of parameters that the loss also reaches past the model (a list, a closure, a loss object that
+        captured: Parameters by name that the loss also reaches past the model (a list, a closure, a loss object that
             holds them): operations on those are redirected to what stands in for them.
         differentiates: Whether the loss differentiates by the parameters itself, so that they must require gradients.
         composed_norms: Whether normalisations are composed of plain operations, since the loss takes derivatives.
@@ -48,7 +48,7 @@ class Objective:
     def __init__(self, model: nn.Module, loss: Loss, mode: str):
         self.model, self.loss, self.mode = model, loss, mode
         self.rewritten: set[str] | None = None
-        self.captured: tuple[str, ...] = ()
+        self.captured: dict[str, Tensor] = {}
         self.differentiates = False
         self.composed_norms = False
         self._defaults = (torch.get_default_dtype(), torch.get_default_device())
@@ -106,6 +106,27 @@ class Objective:
         with self.holding(stand_ins), ComposedNorms() if self.composed_norms else nullcontext():
             return checked_losses(self.loss(self.model, own_copy))
 
+    @contextmanager
+    def moved(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+        """The model's own parameters hold these values, bit for bit the old ones again at the end."""
+        # By way of .data, so that graphs of the caller's own through these parameters stay valid.
+        names = {*values, *(self.rewritten or ())}
+        own = {name: p for name, p in self.model.named_parameters() if name in names}
+        before = {name: p.detach().clone() for name, p in own.items()}
+        try:
+            for name, value in values.items():
+                own[name].data.copy_(value)
+            yield
+        finally:
+            for name, value in before.items():
+                own[name].data.copy_(value)
+
+    def own_losses(self, batch: Any) -> tuple[Tensor, Tensor | None]:
+        """The losses that the model gives with its own parameters, without a graph."""
+        with ComposedNorms() if self.composed_norms else nullcontext():
+            losses, weights = checked_losses(self.loss(self.model, rebuilt(batch, lambda t: _copied(t, None))))
+        return losses.detach(), weights
+
     def written_into(self, parameters: Mapping[str, Tensor], batch: Any) -> tuple[Tensor, Tensor | None, set[str]]:
         """Losses and weights as by `losses`, and the names of the parameters and buffers that the pass wrote into."""
         stand_ins = self.stand_ins(parameters)
@@ -121,8 +142,7 @@ class Objective:
     def _redirected(self, stand_ins: Mapping[str, Tensor]) -> Any:
         if not self.captured:
             return nullcontext()
-        own = dict(self.model.named_parameters())
-        return _Redirected({id(own[name]): stand_ins[name] for name in self.captured if name in stand_ins})
+        return _Redirected({id(own): stand_ins[name] for name, own in self.captured.items() if name in stand_ins})
 
 
 class _Redirected(TorchFunctionMode):

@@ -62,6 +62,8 @@ class Problem:
         first_example: Number of examples on the processes before this one: where its own start among the N.
         rank: Number of this process in its group, 0 where there is one.
         unused: Names of selected parameters that the loss does not reach: their rows of the Hessian are zero.
+        check: Whether derivatives are checked.
+        guard: What the check found and cost (`geomtraj.operators.Guard`); None before the first second derivative.
 
     Raises:
         InputError: The arguments do not make a deterministic function, or not the same one on each process; the message
@@ -84,6 +86,7 @@ class Problem:
         self._ranks = None if group is None else Ranks.of(group)
         self.rank = 0 if self._ranks is None else self._ranks.rank
         self.check = check
+        self.guard: Any = None
         self._combine(self.on_ranks(lambda: self._own_part(model, loss, batches, params, mode, blocks)))
 
     @in_plain_torch

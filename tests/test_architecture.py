@@ -19,6 +19,7 @@ FLOORS = [
     {"problem"},
     {"operators"},
     {"linalg"},
+    {"curvature"},
     {"diagonal"},
     {"statistics"},
     {"trajectory"},

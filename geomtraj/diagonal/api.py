@@ -14,9 +14,11 @@ from geomtraj.diagonal.hutchinson import hutchinson
 from geomtraj.diagonal.probing import probing
 from geomtraj.diagonal.xdiag import xdiag
 from geomtraj.errors import InputError, unknown_name
+from geomtraj.failures import in_one_sentence
+from geomtraj.isolation import in_plain_torch
 from geomtraj.linalg.chunks import at_least
+from geomtraj.operators import Hessian, check_derivatives, with_remark
 from geomtraj.operators.base import SymmetricOperator
-from geomtraj.operators.hessian import Hessian
 from geomtraj.problem import Problem
 
 EXACT_UP_TO = 4
@@ -36,6 +38,7 @@ FROM_PROBLEM: dict[str, Callable[[Problem, Tensor | None, int, int, float], Diag
 """Methods that look into the model and its batches."""
 
 
+@in_plain_torch
 def diagonal(
     problem: Problem | SymmetricOperator,
     method: str = "auto",
@@ -62,7 +65,8 @@ def diagonal(
     Raises:
         InputError: Neither a Problem nor an operator, an unknown method, theta together with an operator, a method that
             needs a Problem with an operator, or too few samples.
-        ComputationError: The exact diagonal would take longer than `max_seconds`.
+        ComputationError: The exact diagonal would take longer than `max_seconds`, or the problem's derivatives are not
+            what they are taken for (see `geomtraj.operators.check_derivatives`).
     """
     samples = at_least("samples", samples, 1)
     if not isinstance(problem, (Problem, SymmetricOperator)):
@@ -80,11 +84,15 @@ def diagonal(
         if method == "auto":
             method = "exact" if problem.shape[0] <= EXACT_UP_TO * samples else "xdiag"
         return FROM_OPERATOR[method](problem, samples, seed, max_seconds)
-    if method == "auto":
-        return _chosen(problem, theta, samples, seed, max_seconds)
-    if method in FROM_PROBLEM:
-        return FROM_PROBLEM[method](problem, theta, samples, seed, max_seconds)
-    return FROM_OPERATOR[method](Hessian(problem, theta), samples, seed, max_seconds)
+    with in_one_sentence():
+        check_derivatives(problem, problem.checked(theta))
+        if method == "auto":
+            found = _chosen(problem, theta, samples, seed, max_seconds)
+        elif method in FROM_PROBLEM:
+            found = FROM_PROBLEM[method](problem, theta, samples, seed, max_seconds)
+        else:
+            found = FROM_OPERATOR[method](Hessian(problem, theta), samples, seed, max_seconds)
+    return replace(found, status=with_remark(problem, found.status))
 
 
 def _chosen(problem: Problem, theta: Tensor | None, samples: int, seed: int, max_seconds: float) -> Diagonal:

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from geomtraj.errors import InputError
+from geomtraj.failures import in_one_sentence
 from geomtraj.isolation import exact_arithmetic
 from geomtraj.operators.base import PrincipalBlock, SymmetricOperator
+from geomtraj.operators.guard import check_derivatives
 from geomtraj.problem import Problem, dense, leaves
 from geomtraj.trees import rebuilt
 
@@ -38,7 +40,8 @@ class GGN(SymmetricOperator):
         self.problem = problem
         self.theta = problem.checked(theta)
         self._parameters = problem.layout.unflatten(self.theta)
-        with problem.session():
+        check_derivatives(problem, self.theta)
+        with in_one_sentence(), problem.session():
             for batch in itertools.islice(problem.batches, 1):
                 _check_split(problem, self._parameters, batch)
 
@@ -54,7 +57,7 @@ class GGN(SymmetricOperator):
     def _matmat(self, vectors: Tensor) -> Tensor:
         total = torch.zeros_like(vectors)
         own = leaves({name: self._parameters[name] for name in self.layout})
-        with self.problem.session(), exact_arithmetic():
+        with in_one_sentence(), self.problem.session(), exact_arithmetic():
             for batch in self.problem.batches:
                 split = _SplitLoss(self.problem, self._parameters | own, batch)
                 for j in range(vectors.shape[1]):

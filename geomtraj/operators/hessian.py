@@ -9,6 +9,7 @@ from torch import Tensor
 from geomtraj.errors import ComputationError
 from geomtraj.operators.base import PrincipalBlock, SymmetricOperator
 from geomtraj.operators.engine import Engine
+from geomtraj.operators.guard import check_derivatives
 from geomtraj.problem import Problem
 
 
@@ -84,6 +85,8 @@ class Hessian(SymmetricOperator):
         return part if blocks.size == sum(block.size for block in chosen) else PrincipalBlock(part, chosen)
 
     def _matmat(self, vectors: Tensor) -> Tensor:
+        if self._asked != "differences":
+            check_derivatives(self.problem, self.theta)
         rows = vectors.T if vectors.stride(0) == 1 else vectors.T.contiguous()
         total = self._engine.products(rows)
         return self.problem.over_ranks(total, of=vectors).div_(self.problem.total_weight).T

@@ -13,6 +13,7 @@ from torch import Tensor
 from geomtraj.diagonal import Diagonal, diagonal
 from geomtraj.diagonal.exact import entries as exact_entries
 from geomtraj.errors import InputError
+from geomtraj.isolation import in_plain_torch
 from geomtraj.layout import Layout
 from geomtraj.linalg.chunks import at_least
 from geomtraj.operators import Hessian, SymmetricOperator
@@ -63,6 +64,7 @@ class RMed:
     status: str = "ok"
 
 
+@in_plain_torch
 def r_med(
     problem: Problem | SymmetricOperator | Diagonal,
     method: str = "auto",

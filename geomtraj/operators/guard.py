@@ -1,0 +1,360 @@
+"""Second derivatives held against differences of gradients, and gradients against differences of the loss."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from geomtraj.errors import ComputationError
+from geomtraj.failures import is_out_of_memory
+from geomtraj.isolation import in_plain_torch
+from geomtraj.operators import culprits
+from geomtraj.operators.choice import history
+from geomtraj.operators.parts import Parts
+from geomtraj.problem import Problem, dense, leaves
+from geomtraj.seeding import gaussian, generator, rademacher
+
+UNCHECKED = "second derivatives were not checked (check=False)"
+SHIFT = 0.01
+"""How far from theta the guard looks, relative to the parameters: where nothing vanishes by construction."""
+STEP = {torch.float64: 1e-8, torch.float32: 3e-3}
+"""Step of the differences, relative to the parameters; so small in float64 that hardly a kink lies within it."""
+LOSS_STEP = {torch.float64: 1e-6, torch.float32: 3e-3}
+TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-2}
+"""Relative error of a product, by the number type that it was made in."""
+SHARE = 0.01
+"""Parameters that contribute less than this to a product are compared on this scale."""
+NOISE = 64.0
+"""Roundings by which sums over a model may differ."""
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What was found when a Problem's derivatives were checked, and what that cost.
+
+    Attributes:
+        status: "ok", or why it says less than that.
+        gradients: Gradients that it took.
+        losses: Evaluations of the loss that it took.
+        products: Hessian-vector products that it took.
+        seconds: Time that it took.
+        composed_norms: Whether normalisations are composed of plain operations since then.
+        refusal: The sentence with which measuring is refused; empty if it is not.
+    """
+
+    status: str
+    gradients: int = 0
+    losses: int = 0
+    products: int = 0
+    seconds: float = 0.0
+    composed_norms: bool = False
+    refusal: str = ""
+
+
+@in_plain_torch
+def check_derivatives(problem: Problem, theta: Tensor) -> None:
+    """Refuse a problem whose derivatives are not what they are taken for; done once for each Problem, near theta.
+
+    A Hessian-vector product by double backward, with its graph kept from an earlier one, is compared with central
+    differences of gradients (of a float64 copy where the model computes in float64), and with another product for
+    symmetry; the gradient with a difference of the loss that is moved in the model's own parameters; and that loss with
+    the loss as it is evaluated here. Other strategies are compared with double backward where they are chosen.
+
+    Args:
+        problem: The loss.
+        theta: Where it is about to be measured (P,).
+
+    Raises:
+        ComputationError: They differ; the message names the likely culprit and the way out.
+    """
+    if problem.guard is None:
+        if not problem.check:
+            problem.guard = Guard(UNCHECKED)
+        elif torch.isfinite(theta).all():
+            problem.guard = Guard("being checked")
+            try:
+                problem.guard = _checked(problem, theta)
+            finally:
+                if problem.guard.status == "being checked":
+                    problem.guard = None
+    if problem.guard is not None and problem.guard.refusal:
+        raise ComputationError(problem.guard.refusal)
+
+
+def with_remark(problem: Problem, status: str) -> str:
+    """The status of a result, with what the guard has to say unless that is "ok"."""
+    found = problem.guard
+    remark = "" if found is None or found.status in ("ok", "being checked") else found.status
+    return "; ".join(part for part in (status, remark) if part and part != "ok") or "ok"
+
+
+def _checked(problem: Problem, theta: Tensor) -> Guard | None:
+    start = time.perf_counter()
+    check = _Check(problem, theta)
+    check.multiply()  # first, since the engine finds out what fits into memory
+    check.begin()
+    if not check.finite:
+        return None
+    status, refusal = check.loss()
+    if not refusal and status == "ok":
+        status, refusal = check.products()
+    composed = False
+    if refusal and check.loss_is_right:
+        problem.objective.composed_norms = True
+        check.multiply()
+        again, still = check.products()
+        problem.objective.composed_norms = composed = not still
+        if composed:
+            status, refusal = again, ""
+    seconds = time.perf_counter() - start
+    return Guard(status, check.gradients, check.losses, check.made, seconds, composed, refusal)
+
+
+class _Check:
+    """The comparisons at one point of one problem.
+
+    Attributes:
+        gradients, losses, made: Gradients, losses and products taken.
+        finite: Whether the loss and its gradient are finite at the point.
+        loss_is_right: Whether the loss's own comparisons have been passed.
+    """
+
+    def __init__(self, problem: Problem, theta: Tensor):
+        self.problem = problem
+        self.gradients = self.losses = self.made = 0
+        self.loss_is_right = False
+        rng = generator(0, "guard")
+        self.scale = _scale(problem, theta)
+        self.theta = theta + SHIFT * self.scale * gaussian((problem.size,), rng, theta)
+        self.u = self.scale * rademacher((problem.size,), rng, theta)
+        self.v = self.scale * rademacher((problem.size,), rng, theta)
+        self.hu = self.hv = self.gradient = self.v
+        self.value = 0.0
+        self.finite = False
+        parameters = problem.layout.unflatten(self.theta)
+        self._parts = Parts(problem, parameters, problem.layout, history(problem, problem.layout))
+
+    def multiply(self) -> None:
+        """Products with u and then, through the graph that is kept, with v."""
+        from geomtraj.operators.hessian import Hessian
+
+        hessian = Hessian(self.problem, self.theta, "kept")
+        self.hu = hessian @ self.u
+        self.hv = hessian @ self.v
+        self.made += 2
+
+    def begin(self) -> None:
+        """The loss and its gradient at the point."""
+        self.value, self.gradient = self._loss_and_gradient(self.theta, self.problem.dtype)
+        self.finite = math.isfinite(self.value) and bool(torch.isfinite(self.gradient).all())
+
+    def _mean(self, size: int, held: Mapping[str, Tensor] | None, of: Callable[[Any], Tensor]) -> Tensor:
+        """The sum (size,) over all examples of what `of` gives for a part of them, over the total weight."""
+        problem = self.problem
+        while True:
+            total = torch.zeros(size, dtype=torch.float64, device=problem.device)
+            try:
+                with problem.session(), nullcontext() if held is None else problem.holding(held):
+                    for _, part in self._parts:
+                        total += of(part)
+                return problem.over_ranks(total) / problem.total_weight
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                shortage = str(error)
+            self._parts.halve(shortage)
+
+    # First derivatives.
+
+    def loss(self) -> tuple[str, str]:
+        """Status and refusal of the loss's own comparisons."""
+        here, size = self._own_loss(self.theta)
+        if abs(here - self.value) > 1e3 * torch.finfo(self.problem.dtype).eps * size + 1e-30:
+            return "", culprits.of_value(self.problem, self.theta, self.scale)
+        step = LOSS_STEP[self.problem.dtype]
+        ahead, _ = self._own_loss(self.theta + step * self.v)
+        bend = step / 2 * float((self.v.double() * self.hv.double()).sum())
+        slope = self._slope(ahead - here, step, size, bend)
+        self.loss_is_right = slope.within
+        if slope.within:
+            return "ok", ""
+        # A wrong gradient stays as wrong with half the step; a kink, a jump or rounding does not.
+        errors = []
+        for shorter in (step, step / 2):
+            change = self._own_loss(self.theta + shorter * self.v)[0] - self._own_loss(self.theta - shorter * self.v)[0]
+            slope = self._slope(change / 2, shorter, size, 0.0)
+            errors.append(slope.error)
+            if slope.within:
+                self.loss_is_right = True
+                return "ok", ""
+        if abs(errors[1] - errors[0]) > 0.3 * abs(errors[1]):
+            return "the gradient could not be told from a difference of the loss, which is not smooth enough", ""
+        return "", culprits.of_gradient(self.problem, self.theta, self.gradient, self.v, step)
+
+    def _slope(self, change: float, step: float, size: float, bend: float) -> _Slope:
+        terms = self.gradient.double() * self.v.double()
+        error = change / step - float(terms.sum()) - bend
+        noise = NOISE * torch.finfo(self.problem.dtype).eps * size / step
+        relative = 5 * TOLERANCE[self.problem.dtype]
+        return _Slope(error, abs(error) <= relative * (float(terms.norm()) + abs(bend)) + noise)
+
+    def _own_loss(self, theta: Tensor) -> tuple[float, float]:
+        """The loss with theta in the model's own parameters, and the mean of the losses' sizes."""
+        self.losses += 1
+        objective, values = self.problem.objective, self.problem.layout.unflatten(theta)
+
+        def of(part: Any) -> Tensor:
+            with objective.moved(values):
+                losses, weights = objective.own_losses(part)
+            weighted = (losses if weights is None else losses * weights).double()
+            return torch.stack([weighted.sum(), weighted.abs().sum()])
+
+        value, size = self._mean(2, None, of).tolist()
+        return value, size
+
+    # Second derivatives.
+
+    def products(self) -> tuple[str, str]:
+        """Status and refusal of the comparisons of products."""
+        if not (torch.isfinite(self.hv).all() and torch.isfinite(self.hu).all()):
+            return "products were not finite where they were to be checked", ""
+        dtype = self._number_type()
+        differences = self._differences(dtype, STEP[dtype])
+        worst = self._worst(self.hv, differences, self.problem.dtype, dtype)
+        if worst is None and self._symmetric():
+            return "ok", ""
+        return self._explained(self.hv, differences, worst, dtype)
+
+    def _explained(
+        self, found: Tensor, differences: Tensor, worst: _Worst | None, dtype: torch.dtype
+    ) -> tuple[str, str]:
+        """What a first disagreement means: a wrong derivative, or rounding and kinks."""
+        problem = self.problem
+        if dtype is torch.float64 and problem.dtype is torch.float32:
+            found = self._double_product()
+            worst = self._worst(found, differences, torch.float64, dtype)
+            if worst is None:
+                return "ok", ""
+        names = culprits.functions(problem, self.theta)
+        for factor in (0.1, 10.0, 0.01):
+            again = self._differences(dtype, factor * STEP[dtype])
+            still = self._worst(found, again, problem.dtype, dtype)
+            if still is None:
+                return "ok", ""
+            apart, error = (again.double() - differences.double()).norm(), (found.double() - again.double()).norm()
+            if apart <= 0.05 * error and (dtype is torch.float64 or names):
+                return "", culprits.of_products(problem, still.name, still.error, names)
+            differences = again
+        if worst is None:
+            return "", culprits.of_symmetry(problem, names)
+        return "second derivatives could not be told from differences of gradients, which are too noisy here", ""
+
+    def _worst(self, found: Tensor, differences: Tensor, made: torch.dtype, compared: torch.dtype) -> _Worst | None:
+        """The parameter at which two products differ most, if that is more than the tolerance."""
+        tolerance = max(TOLERANCE[made], TOLERANCE[compared])
+        step = STEP[compared]
+        weight = self.scale.double()
+        error, size = weight * (found.double() - differences.double()), weight * differences.double()
+        noise = NOISE * torch.finfo(compared).eps / step * (weight * self.gradient.double()).norm()
+        total = torch.maximum(size.norm(), (weight * found.double()).norm())
+        worst = None
+        for name, slot in self.problem.layout.items():
+            if slot.size:
+                part, of = error[slot.slice].norm(), size[slot.slice].norm() + SHARE * total
+                if part > tolerance * of + noise and (worst is None or part / of > worst.error):
+                    worst = _Worst(name, float(part / of))
+        return worst
+
+    def _symmetric(self) -> bool:
+        one, other = self.u.double() * self.hv.double(), self.v.double() * self.hu.double()
+        tolerance = 2 * TOLERANCE[self.problem.dtype]
+        return bool((one.sum() - other.sum()).abs() <= tolerance * (one.norm() + other.norm()) + 1e-30)
+
+    def _differences(self, dtype: torch.dtype, step: float) -> Tensor:
+        theta, along = self.theta.to(dtype), self.v.to(dtype)
+        ahead = self._loss_and_gradient(theta + step * along, dtype)[1]
+        behind = self._loss_and_gradient(theta - step * along, dtype)[1]
+        return (ahead - behind) / (2 * step)
+
+    def _number_type(self) -> torch.dtype:
+        """float64 where the model can compute in it, else the problem's own."""
+        failed = torch.zeros((), dtype=torch.float64, device=self.problem.device)
+        if self.problem.dtype is not torch.float64:
+            parameters = self.problem.layout.unflatten(self.theta.double())
+            with self.problem.session():
+                try:
+                    for batch in self.problem.batches:
+                        losses, _ = self.problem.objective.losses(leaves(parameters), batch, torch.float64)
+                        failed += losses.dtype is not torch.float64
+                        break
+                except Exception:  # whatever a model raises on number types that it was not written for
+                    failed += 1
+        return self.problem.dtype if bool(self.problem.over_ranks(failed) > 0) else torch.float64
+
+    def _double_product(self) -> Tensor:
+        """The product with v by double backward in float64."""
+        self.made += 1
+        parameters = leaves(self.problem.layout.unflatten(self.theta.double()))
+
+        def of(part: Any) -> Tensor:
+            value = self._sum(parameters, part, torch.float64)
+            first = _flat(value, parameters, create_graph=True)
+            return _flat((first * self.v.double()).sum(), parameters)
+
+        return self._mean(self.problem.size, parameters, of)
+
+    def _sum(self, parameters: dict[str, Tensor], batch: object, dtype: torch.dtype) -> Tensor:
+        cast = None if dtype is self.problem.dtype else dtype
+        losses, weights = self.problem.objective.losses(parameters, batch, cast)
+        return losses.sum() if weights is None else (losses * weights).sum()
+
+    def _loss_and_gradient(self, theta: Tensor, dtype: torch.dtype) -> tuple[float, Tensor]:
+        self.gradients += 1
+        parameters = leaves(self.problem.layout.unflatten(theta))
+
+        def of(part: Any) -> Tensor:
+            value = self._sum(parameters, part, dtype)
+            return torch.cat([_flat(value, parameters).double(), value.detach().double()[None]])
+
+        found = self._mean(self.problem.size + 1, parameters, of)
+        return float(found[-1]), found[:-1].to(dtype)
+
+
+def _flat(value: Tensor, parameters: Mapping[str, Tensor], create_graph: bool = False) -> Tensor:
+    """The gradient (P,) of a sum by the parameters; zeros where it does not depend on them."""
+    targets = list(parameters.values())
+    if not value.requires_grad:
+        return torch.cat([torch.zeros_like(p, requires_grad=False).reshape(-1) for p in targets])
+    found = torch.autograd.grad(value, targets, create_graph=create_graph, allow_unused=True, materialize_grads=True)
+    return torch.cat([dense(g).reshape(-1) for g in found])
+
+
+@dataclass(frozen=True)
+class _Worst:
+    name: str
+    error: float
+
+
+@dataclass(frozen=True)
+class _Slope:
+    error: float
+    within: bool
+
+
+def _scale(problem: Problem, theta: Tensor) -> Tensor:
+    """The size of each entry's parameter (P,); zero where a gradient is stopped by convention (padding tokens)."""
+    overall = float(theta.norm()) / max(1, theta.numel()) ** 0.5 or 1.0
+    found = torch.empty_like(theta)
+    for slot in problem.layout.values():
+        part = theta[slot.slice]
+        found[slot.slice] = max(float(part.norm()) / max(1, part.numel()) ** 0.5, 1e-2 * overall)
+    for rows in culprits.padding_rows(problem):
+        found[rows] = 0
+    return found
