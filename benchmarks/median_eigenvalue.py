@@ -54,7 +54,7 @@ def main(blocks: str, steps: int, starts: int, lanczos: int, most: int, out: Pat
             model = double.model(0)
             run.load_into(model, run.steps[-1])
         hessian = Hessian(double.problem(model), strategy="kept")
-        for name in hessian.layout.select(blocks.split(",")):
+        for name in [block.name for block in hessian.blocks.select(blocks.split(","))]:
             matrix = hessian.block(name).dense()
             values = torch.linalg.eigvalsh((matrix + matrix.T) / 2)
             rows.append({"optimizer": optimizer, "block": name, **compared(values, starts, lanczos, most)})

@@ -96,6 +96,11 @@ class Block:
         return math.prod(self.shape)
 
     @property
+    def start(self) -> int:
+        """Where the first of its parameters begins in theta."""
+        return min(piece.slot.slice.start for piece in self.pieces)
+
+    @property
     def whole(self) -> bool:
         """Whether it holds all entries of its parameters."""
         return not any(piece.cuts for piece in self.pieces)
@@ -132,12 +137,15 @@ class Blocks(Mapping[str, Block]):
     Args:
         layout: Where the parameters stand in theta.
         blocks: The blocks; one for each parameter if left out.
+        unsure: Names of parameters that look fused and are whole, since the order in them is not known.
     """
 
-    def __init__(self, layout: Layout, blocks: Iterable[Block] | None = None):
+    def __init__(self, layout: Layout, blocks: Iterable[Block] | None = None, unsure: Iterable[str] = ()):
         self.layout = layout
+        self.unsure = tuple(unsure)
         blocks = [whole_parameter(layout, name) for name in layout] if blocks is None else blocks
         self._blocks = {block.name: block for block in blocks}
+        self._place = {name: number for number, name in enumerate(self._blocks)}
         self._of: dict[str, list[Block]] = {name: [] for name in layout}
         for block in self._blocks.values():
             for name in block.parameters:
@@ -166,6 +174,7 @@ class Blocks(Mapping[str, Block]):
     def __repr__(self) -> str:
         told = [f"{len(self)} blocks of {len(self.layout)} parameters with {self.size} entries"]
         told += [f"{name} {block.shape}" for name, block in self._blocks.items() if name not in self.layout]
+        told += [f"{name} {self[name].shape} looks fused, in an order that is not known" for name in self.unsure]
         more = [f"and {len(told) - 10} more"] if len(told) > 11 else []
         return f"Blocks({'; '.join([*(told[:10] if more else told), *more])})"
 
@@ -228,9 +237,8 @@ class Blocks(Mapping[str, Block]):
             for block in chosen.values():
                 if name in block.parameters:
                     raise InputError(f"{block.name!r} and {name!r} overlap: ask for one of them at a time.")
-        found = [block for name, block in self._blocks.items() if name in chosen]
-        found += [self._whole(name) for name in apart]
-        return sorted(found, key=lambda block: block.pieces[0].slot.slice.start)
+        found = [*chosen.values(), *(self._whole(name) for name in apart)]
+        return sorted(found, key=lambda block: (block.start, self._place.get(block.name, -1)))
 
     def _whole(self, name: str) -> Block:
         kinds = {block.kind for block in self._of[name]}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from geomtraj import determinism
+from geomtraj.attention import recognise
 from geomtraj.determinism import Totals
 from geomtraj.distributed import Ranks, digest
 from geomtraj.errors import ComputationError, InputError
@@ -21,8 +22,7 @@ from geomtraj.fingerprint import fingerprint
 from geomtraj.inputs import checked_batches, checked_model, selected, warn_of_zeros
 from geomtraj.isolation import in_plain_torch
 from geomtraj.objective import Loss, Objective
-from geomtraj.recognised import fused, kinds
-from geomtraj.splitting import arranged
+from geomtraj.splitting import Recognised, arranged
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -108,7 +108,7 @@ class Problem:
         self._loss = loss
         self._batches = checked_batches(batches, may_be_empty=self._ranks is not None)
         self.layout = selected(self.model, params)
-        self.blocks = arranged(self.layout, kinds(self.model, self.layout), fused(self.model, self.layout), blocks)
+        self._blocks_wanted = blocks
         self.objective = Objective(self.model, loss, mode)
         first = next(iter(self._parameters().values()))
         self.dtype, self.device = first.dtype, first.device
@@ -291,9 +291,17 @@ class Problem:
         """Two passes over the batches of this process: they must agree; what they tell is handed on."""
         with in_one_sentence(), self.session():
             summaries = determinism.two_passes(self.objective, self._parameters(), self._batches, strict=self.check)
+            samples = ((b, s.losses) for b, s in zip(self._batches, summaries, strict=False) if s.losses.numel())
+            recognised = recognise(self.objective, self._parameters(), next(samples, None))
         return _Part(
             totals=determinism.totals(summaries),
-            setting={"mode": self.mode, "params": self._selection(), "dtype": str(self.dtype)},
+            setting={
+                "mode": self.mode,
+                "params": self._selection(),
+                "dtype": str(self.dtype),
+                "blocks": repr(self._blocks_wanted),
+            },
+            recognised=recognised,
             tensors={} if self._ranks is None else self._tensor_digests(),
             differentiates=self.objective.differentiates,
         )
@@ -329,12 +337,14 @@ class Problem:
             )
         reached = set().union(*(t.reached for t in own))
         self.unused = tuple(name for name in self.layout if name not in reached)
+        recognised = next((part.recognised for part in parts if part.recognised is not None), None)
+        self.blocks = arranged(self.layout, recognised, self._blocks_wanted)
         # On another process the objective must behave in the same way.
         self.objective.differentiates = any(part.differentiates for part in parts)
 
     def _selection(self) -> str:
-        """The selected parameters in short; differs where names, shapes or blocks do."""
-        mark = hashlib.sha256((repr(self.layout) + self.blocks.signature()).encode()).hexdigest()[:6]
+        """The selected parameters in short; differs where names or shapes do."""
+        mark = hashlib.sha256(repr(self.layout).encode()).hexdigest()[:6]
         return f"{len(self.layout)} tensors with {self.size} entries (layout {mark})"
 
     def _tensor_digests(self) -> dict[str, int]:
@@ -345,6 +355,7 @@ class _Part(NamedTuple):
     """What one process tells of its batches and its model."""
 
     totals: Totals
+    recognised: Recognised | None
     setting: dict[str, str]
     tensors: dict[str, int]
     differentiates: bool

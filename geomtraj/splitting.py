@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -118,23 +118,39 @@ def _whole_number(name: str, value: Any, least: int | None) -> int:
     return int(value)
 
 
-def arranged(layout: Layout, kinds: Mapping[str, Kind], fused: Mapping[str, Split], wanted: Any) -> Blocks:
+class Recognised(NamedTuple):
+    """What a model tells of its parameters.
+
+    Attributes:
+        splits: How fused query-key-value matrices and their biases are split, by name.
+        unsure: Names of those that look fused, in an order that is not known.
+        embeddings: Names of tables, and of positions and tokens that are learnt.
+    """
+
+    splits: dict[str, Split]
+    unsure: tuple[str, ...]
+    embeddings: frozenset[str]
+
+
+def arranged(layout: Layout, told: Recognised | None, wanted: Any) -> Blocks:
     """The blocks of these parameters.
 
     Args:
         layout: The parameters.
-        kinds: Kinds of those whose shape does not tell it.
-        fused: Splits of those that are recognised as fused.
+        told: What is recognised of them.
         wanted: None for the splits that are recognised; False for none; or glob -> `Split`, or False to leave a
             parameter whole, and name -> `Join`: these in their order, and what is recognised of the other parameters.
 
     Raises:
         InputError: It is something else, names nothing or something twice, or a split does not fit.
     """
+    splits, unsure, embeddings = told or Recognised({}, (), frozenset())
+    kinds: dict[str, Kind] = {n: "embedding" for n in layout if n in embeddings and len(layout[n].shape) > 1}
     plan = _Plan(layout, kinds)
     if wanted is not False:
-        for name, how in fused.items():
-            plan.recognise(name, how)
+        for name in layout:
+            if name in splits:
+                plan.recognise(name, splits[name])
     if wanted is not None and wanted is not False:
         if not isinstance(wanted, Mapping):
             raise InputError(
@@ -143,11 +159,8 @@ def arranged(layout: Layout, kinds: Mapping[str, Kind], fused: Mapping[str, Spli
             )
         for key, how in wanted.items():
             plan.apply(key, how)
-    return Blocks(layout, sorted(plan.current.values(), key=_place))
-
-
-def _place(block: Block) -> int:
-    return min(piece.slot.slice.start for piece in block.pieces)
+    whole = {name for name in unsure if name in plan.current and name not in plan.claimed and wanted is not False}
+    return Blocks(layout, sorted(plan.current.values(), key=lambda block: block.start), whole)
 
 
 def _joined(name: str, members: list[Block]) -> Block:

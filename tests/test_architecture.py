@@ -15,7 +15,7 @@ FLOORS = [
     {"blocks"},
     {"splitting"},
     {"recognised"},
-    {"fingerprint"},
+    {"attention", "fingerprint"},
     {"problem"},
     {"operators"},
     {"linalg"},

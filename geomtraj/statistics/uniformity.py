@@ -56,7 +56,7 @@ def uniformity(weight: Tensor) -> Uniformity:
 class SingularVectors(Statistic):
     """Max over median of the squares of the first singular vectors' entries: "NAME left" and "NAME right".
 
-    One pair for each parameter of two axes or more; the share that the first singular value holds stands in the
+    One pair for each block of two axes or more; the share that the first singular value holds stands in the
     details. In a two-layer linear network whose weights are of rank one, R_med of the first weight is its "left" and
     R_med of the second one its "right".
 
@@ -68,9 +68,9 @@ class SingularVectors(Statistic):
     title = "uniformity of leading singular vectors"
 
     def measure(self, point: Point) -> Outcome:
-        """Exact numbers; {"left", "right", "share"} by parameter as details."""
-        parameters = point.problem.layout.unflatten(point.theta)
-        found = {name: uniformity(w) for name, w in parameters.items() if w.dim() > 1 and w.numel()}
+        """Exact numbers; {"left", "right", "share"} by block as details."""
+        matrices = {name: block for name, block in point.problem.blocks.items() if len(block.shape) > 1 and block.size}
+        found = {name: uniformity(block.take(point.theta).reshape(block.shape)) for name, block in matrices.items()}
         sides = {
             f"{name} {side}": Quantity.exact(value)
             for name, u in found.items()
@@ -78,5 +78,5 @@ class SingularVectors(Statistic):
         }
         details = {name: {"left": u.left, "right": u.right, "share": u.share} for name, u in found.items()}
         zero = [name for name, u in found.items() if math.isnan(u.share)]
-        status = "no parameter has two axes" if not found else f"zero: {', '.join(zero)}" if zero else "ok"
+        status = "no block has two axes" if not found else f"zero: {', '.join(zero)}" if zero else "ok"
         return Outcome(sides, details, status)

@@ -11,7 +11,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from geomtraj.blocks import Block
 from geomtraj.diagonal.sites.moments import Moments, Part, unit_moments
+from geomtraj.layout import Layout
 from geomtraj.linalg.chunks import at_least
 from geomtraj.statistics.base import Outcome, Point, Quantity, Statistic
 from geomtraj.statistics.uniformity import max_over_median
@@ -25,15 +27,16 @@ def near_dead(moments: Tensor, share: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Units(Statistic):
-    """R_med of K-FAC's diagonal, E[x_j^2] E[g_i^2], for each weight matrix, with what it is made of as details.
+    """R_med of K-FAC's diagonal, E[x_j^2] E[g_i^2], for each block of a weight matrix; its factors are details.
 
-    x is what comes in, g the gradient by what comes out (see `unit_moments`). Details by parameter: "input" and
+    x is what comes in, g the gradient by what comes out (see `unit_moments`). Details by block: "input" and
     "output", max over median of the two moments, whose product is the value up to the median of a product ("combined" =
     value / (input * output)); "dead_inputs" and "dead_outputs", fractions of units with a second moment of at most
     `dead` times the median of those that are not 0, on the input side of their activation, on the output side of the
     gradient before the activation; "live", the value over the entries between units that are not near-dead;
     "frequency", max over median of how often a row is looked up (a table) or of its mean predicted probability (what
-    the softmax is taken of). NaN where there is no such thing, as for the sides of a weight that is used in two ways.
+    the softmax is taken of). NaN where there is no such thing, as for the sides of a weight that is used in two
+    ways, or of a block that is not rows and columns of one.
 
     The interval is that of the random vectors (jackknife): there is none for the batches, which are the loss.
 
@@ -52,11 +55,13 @@ class Units(Statistic):
         at_least("samples", self.samples, 2)
         moments = unit_moments(point.problem, point.theta, self.samples, self.seed)
         quantities, details = {}, {}
-        for name in point.problem.layout:
-            if name in moments.parts:
-                shape = point.problem.layout[name].shape
-                quantities[name], details[name] = _described(moments, name, math.prod(shape), self.dead)
         remarks = [f"{name} is left out: {why}" for name, why in moments.left_out.items()]
+        for name, block in point.problem.blocks.items():
+            known = [parameter in moments.parts for parameter in block.parameters]
+            if all(known):
+                quantities[name], details[name] = _described(moments, block, point.problem.layout, self.dead)
+            elif any(known):
+                remarks.append(f"{name} is left out: not all of it are weight matrices")
         if moments.fallback:
             remarks.append("the curvature of the loss by the output is not known: gradients of the losses were taken")
         if not quantities:
@@ -64,17 +69,40 @@ class Units(Statistic):
         return Outcome(quantities, details, "; ".join(remarks) or "ok")
 
 
-def _described(moments: Moments, name: str, size: int, share: float) -> tuple[Quantity, dict[str, Any]]:
-    each = moments.diagonal(name, size)
+def _described(moments: Moments, block: Block, layout: Layout, share: float) -> tuple[Quantity, dict[str, Any]]:
+    own = layout.subset(block.parameters)
+    block = block.within(own)
+    each = block.take(torch.cat([moments.diagonal(name, slot.size) for name, slot in own.items()], 1))
     quantity = _jackknife(each, max_over_median)
-    parts = moments.parts[name]
+    parts = [part for name in own for part in moments.parts[name]]
     details: dict[str, Any] = {"kind": " and ".join(dict.fromkeys(p.kind for p in parts)), "value": quantity.value}
     details |= dict.fromkeys(
         ("input", "output", "combined", "dead_inputs", "dead_outputs", "live", "frequency"), math.nan
     )
-    if len(parts) == 1:
-        details |= _sides(parts[0], quantity.value, share)
+    part = parts[0] if block.whole else _within(parts[0], block.indices, own.size)
+    if len(parts) == 1 and part is not None:
+        details |= _sides(part, quantity.value, share)
     return quantity, details
+
+
+def _within(part: Part, places: Tensor, size: int) -> Part | None:
+    """The inputs and outputs of some entries of a matrix or table; None where these are no rows and columns of it."""
+    chosen = torch.zeros(size, dtype=torch.bool, device=part.index.device)
+    chosen[places.to(chosen.device)] = True
+    inside = chosen[part.index]  # (groups, outputs, inputs)
+    if len(inside) != 1:
+        return None
+    rows, columns = inside[0].any(1), inside[0].any(0)
+    if not torch.equal(inside[0], rows[:, None] & columns):
+        return None
+    return Part(
+        part.kind,
+        part.index[:, rows][:, :, columns],
+        part.inputs[:, columns],
+        part.positions,
+        part.gradients[:, :, rows],
+        None if part.probability is None else part.probability[rows],
+    )
 
 
 def _sides(part: Part, value: float, share: float) -> dict[str, float]:

@@ -39,6 +39,14 @@ def test_only_weights_with_two_axes_and_what_is_zero_is_said():
     assert outcome.status == "zero: 1.weight" and outcome.quantities["0.weight left"].low > 1
 
 
+def test_parts_of_a_matrix_have_singular_vectors_of_their_own():
+    model = nn.Linear(4, 6)
+    problem = gt.Problem(model, lambda m, x: m(x).square().sum(1), [torch.randn(5, 4)], blocks={"weight": gt.split(2)})
+    found = SingularVectors().measure(Point(problem))
+    assert found.details["weight[1]"]["left"] == uniformity(model.weight[3:]).left
+    assert list(found.details) == ["weight[0]", "weight[1]"]
+
+
 @pytest.mark.parametrize("optimizer", ["sgdm", "adam"])
 def test_in_the_rank_one_limit_they_are_the_theorems_r_1_and_r_2(optimizer):
     task = tasks.make("two-layer-linear", d=32, alpha=1.5)

@@ -192,3 +192,26 @@ def test_examples_that_depend_on_each_other_are_refused():
         measured(problem)
     with pytest.raises(InputError, match="samples must be"):
         measured(CASES["mlp"]().problem, samples=1)
+
+
+def test_parts_of_a_matrix_are_rows_and_columns_of_its_moments():
+    case = CASES["gpt"]()
+    batches, problem = case.problem.batches, case.problem
+    split = {
+        "qkv.weight[v]": gt.split(2, dim=1),
+        "out.weight": gt.split(2, groups=2),
+        "both": gt.join("*weight[q]", "*weight[k]"),
+    }
+    problem = gt.Problem(problem.model, problem._loss, batches, blocks=split)
+    found, moments = measured(problem, samples=4), unit_moments(problem, problem.theta(), 4, 0)
+    (part,), (out,) = moments.parts["qkv.weight"], moments.parts["out.weight"]
+    assert part.index.shape == (1, 12, 4)
+    g, x = part.gradients.mean(0)[0], part.moments[0]
+    rows = {"qkv.weight[v][0]": (g[8:], x[:2]), "qkv.weight[v][1]": (g[8:], x[2:])}
+    rows["out.weight[0]"] = out.gradients.mean(0)[0, [0, 2]], out.moments[0]
+    for name, (outputs, inputs) in rows.items():
+        assert found.quantities[name].value == pytest.approx(max_over_median(torch.outer(outputs, inputs)))
+        assert found.details[name]["input"] == pytest.approx(max_over_median(inputs))
+        assert found.details[name]["output"] == pytest.approx(max_over_median(outputs))
+    assert found.quantities["both"].value == pytest.approx(max_over_median(torch.outer(g[:8], x)))
+    assert "qkv.weight" not in found.quantities and "qkv.weight[q]" not in found.quantities
