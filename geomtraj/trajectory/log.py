@@ -5,40 +5,71 @@ from __future__ import annotations
 import json
 import math
 import numbers
+import os
+import warnings
+import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from geomtraj.errors import InputError
-from geomtraj.trajectory.files import write_bytes, write_error
+from geomtraj.errors import InputError, TrajectoryError
+from geomtraj.trajectory.files import read_text, replace_file, vanished, write_all, write_error
 
 NAME = "log.jsonl"
-RESERVED = ("step", "wall_time")
+RESERVED = ("step", "wall_time", "_row", "_crc")
 
 
 class LogWriter:
-    """Appends rows to the log; each is handed over at once, so that a killed process loses none."""
+    """Appends rows to the log; each is handed over at once, so that a killed process loses none.
+
+    A row ends with its number in the file and a checksum of the row: {"step": 3, "loss": 1.5, "_row": 7,
+    "_crc": "0a12b3c4"}.
+    """
 
     def __init__(self, folder: Path):
         self._path = folder / NAME
         self._file: TextIOWrapper | None = None
+        self.rows = 0
+
+    def start(self, last_step: int) -> None:
+        """Drop the rows after `last_step`, which training will write again, and open the log.
+
+        Raises:
+            TrajectoryError: The disk is full; the old log stays.
+        """
+        rows = [row for row in inspect_log(self._path.parent).rows if row["step"] <= last_step]
+        text = "".join(_line(row, number) for number, row in enumerate(rows))
+        replace_file(self._path, lambda descriptor: write_all(descriptor, text.encode()))
+        self.rows = len(rows)
+        try:
+            self._file = self._path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise write_error(self._path, error) from error
 
     def append(self, row: Mapping[str, float]) -> None:
         """Append one row.
 
         Raises:
-            TrajectoryError: The disk is full; the rows before are kept.
+            TrajectoryError: The disk is full, or the log was removed or renamed; the rows before are kept.
         """
+        if self._file is None:
+            raise InputError("the log is closed.")
         try:
-            if self._file is None:
-                self._file = self._path.open("a", encoding="utf-8")
-            self._file.write(json.dumps(row) + "\n")
+            here, there = os.fstat(self._file.fileno()), os.stat(self._path)
+        except OSError:
+            raise vanished(self._path) from None
+        if (here.st_dev, here.st_ino) != (there.st_dev, there.st_ino):
+            raise vanished(self._path)
+        try:
+            self._file.write(_line(row, self.rows))
             self._file.flush()
         except OSError as error:
             raise write_error(self._path, error) from error
+        self.rows += 1
 
     def close(self) -> None:
         """Close the file."""
@@ -77,32 +108,122 @@ def non_finite_loss(scalars: Mapping[str, float]) -> bool:
     return any(name.endswith("loss") and not math.isfinite(value) for name, value in scalars.items())
 
 
+@dataclass(frozen=True)
+class LogReading:
+    """What could be read of a log.
+
+    Attributes:
+        rows: One row per logged step, in order: step, wall_time and the scalars (the last of each name).
+        lines: Numbers of the lines that are damaged and were passed over, from 1.
+        missing: How many rows are gone altogether.
+        torn: Whether the last line is one that a killed process left half-written.
+    """
+
+    rows: list[dict[str, Any]]
+    lines: tuple[int, ...] = ()
+    missing: int = 0
+    torn: bool = False
+
+    @property
+    def passed_over(self) -> int:
+        """How many rows are lost."""
+        return len(self.lines) + self.missing
+
+    def described(self) -> str:
+        """What was passed over, in words."""
+        parts = []
+        if self.lines:
+            shown = ", ".join(map(str, self.lines[:5])) + (" and more" if len(self.lines) > 5 else "")
+            parts.append(f"{len(self.lines)} damaged rows were passed over (line {shown})")
+        if self.missing:
+            parts.append(f"{self.missing} rows are gone")
+        return " and ".join(parts) or "every row is whole"
+
+
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """One row per logged step, in order: step, wall_time and the scalars (the last of each name).
 
-    A row that a killed process left half-written is passed over.
-    """
-    try:
-        text = (folder / NAME).read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return []
-    rows: dict[int, dict[str, Any]] = {}
-    for line in text.splitlines():
-        try:
-            row = json.loads(line)
-            step = int(row["step"])
-        except (ValueError, KeyError, TypeError):
-            continue
-        rows.setdefault(step, {}).update(row)
-    return [rows[step] for step in sorted(rows)]
-
-
-def keep_log_until(folder: Path, step: int) -> None:
-    """Drop the rows after `step`, which training will write again.
+    A row that a killed process left half-written is passed over; a warning counts those that are damaged.
 
     Raises:
-        TrajectoryError: The disk is full; the old log stays.
+        TrajectoryError: The log is there and cannot be read.
     """
-    if (folder / NAME).exists():
-        rows = [row for row in read_log(folder) if row["step"] <= step]
-        write_bytes(folder / NAME, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    reading = inspect_log(folder)
+    if reading.passed_over:
+        warnings.warn(f"{folder / NAME}: {reading.described()}; `geomtraj verify` lists what is left.", stacklevel=3)
+    return reading.rows
+
+
+def inspect_log(folder: Path) -> LogReading:
+    """The log of the run in `folder`; damaged rows are passed over and counted.
+
+    Raises:
+        TrajectoryError: The log is there and cannot be read.
+    """
+    path = folder / NAME
+    try:
+        text = read_text(path, errors="replace")
+    except FileNotFoundError:
+        return LogReading([])
+    except OSError as error:
+        raise TrajectoryError(
+            f"{path} cannot be read ({error.strerror or error}): make it readable, or remove it to go on without."
+        ) from error
+    lines = text.split("\n")
+    torn = bool(lines.pop())
+    parsed = [_parse(line) for line in lines]
+    checked = any(row is not None and row.number is not None for row in parsed)
+    rows: dict[int, dict[str, Any]] = {}
+    bad: list[int] = []
+    expected = missing = 0
+    for line, row in enumerate(parsed, 1):
+        if row is None or (checked and row.number is None):
+            bad.append(line)
+            expected += 1
+            continue
+        if row.number is not None:
+            missing += max(row.number - expected, 0)
+            expected = row.number + 1
+        rows.setdefault(row.scalars["step"], {}).update(row.scalars)
+    return LogReading([rows[step] for step in sorted(rows)], tuple(bad), missing, torn)
+
+
+@dataclass(frozen=True)
+class _Row:
+    scalars: dict[str, Any]
+    number: int | None  # None in a log of format 1, whose rows carry no checksum
+
+
+def _parse(line: str) -> _Row | None:
+    """The row in a line, None where it is damaged."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict):
+        return None
+    number = row.pop("_row", None)
+    crc = row.pop("_crc", None)
+    if (number is not None or crc is not None) and (not _whole(number) or crc != _crc(row, number)):
+        return None
+    if not _whole(row.get("step")) or not _number(row.get("wall_time", 0.0)):
+        return None
+    if not all(_number(value) for value in row.values()):
+        return None
+    return _Row(row, number)
+
+
+def _line(row: Mapping[str, Any], number: int) -> str:
+    return json.dumps({**row, "_row": number, "_crc": _crc(row, number)}) + "\n"
+
+
+def _crc(row: Mapping[str, Any], number: int) -> str:
+    return f"{zlib.crc32(json.dumps([row, number]).encode()):08x}"
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, float) or (type(value) is int and abs(value) < 2**1000)
+
+
+def _whole(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**63

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from geomtraj.errors import InputError, TrajectoryError
+from geomtraj.trajectory.steps import everything_in
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -62,6 +64,32 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
     }
 
 
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether every number is finite; looked at without a copy where the type allows it."""
+    for tensor in tensors:
+        if tensor.numel() == 0 or not (tensor.is_floating_point() or tensor.is_complex()):
+            continue
+        real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+        try:
+            low, high = torch.aminmax(real)
+        except (RuntimeError, NotImplementedError):  # eight-bit types know neither
+            low = high = real.float()
+        if not bool(torch.isfinite(low).all() & torch.isfinite(high).all()):
+            return False
+    return True
+
+
+def fingerprint(model: nn.Module) -> list[int]:
+    """A sum of each trainable parameter's bits, which almost any change of a number changes; no copy is made."""
+    widths = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    sums = []
+    for parameter in named_parameters(model).values():
+        real = torch.view_as_real(parameter.detach()) if parameter.is_complex() else parameter.detach()
+        if parameter.requires_grad and real.numel() and real.layout == torch.strided:
+            sums.append(int(real.view(widths[real.element_size()]).sum(dtype=torch.int64)))
+    return sums
+
+
 def check_same_model(model: nn.Module, content: Mapping[str, Any], where: object) -> None:
     """Compare the model with a stored iterate, name by name and shape by shape.
 
@@ -100,7 +128,50 @@ def restore(model: nn.Module, content: Mapping[str, Any]) -> None:
             buffer.copy_(content["buffers"][name])
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], where: object) -> None:
+def optimizer_content(optimizers: Sequence[Optimizer]) -> dict[str, Any]:
+    """The optimizers' part of an iterate.
+
+    "optimizer" is the state of the optimizer, or a list of theirs where there are several; "held" are the states of the
+    optimizers that they hold, as SAM holds a base, where such there are.
+    """
+    states = [o.state_dict() for o in optimizers]
+    held = [o.state_dict() for o in _held(optimizers)]
+    return {"optimizer": states[0] if len(states) == 1 else states, **({"held": held} if held else {})}
+
+
+def optimizer_states(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The states in a stored iterate, one for each optimizer of the run."""
+    stored = content["optimizer"]
+    return stored if isinstance(stored, list) else [stored]
+
+
+def restore_optimizers(optimizers: Sequence[Optimizer], content: Mapping[str, Any], where: object) -> None:
+    """Load a stored iterate's states into the optimizers, in the number types in which they were stored.
+
+    Raises:
+        TrajectoryError: The states are of another kind or number of optimizers or of other parameter groups.
+    """
+    states = optimizer_states(content)
+    if len(states) != len(optimizers):
+        raise TrajectoryError(
+            f"the run in {where} was recorded with {len(states)} optimizers, not {len(optimizers)}: "
+            "pass the same ones in the same order."
+        )
+    for optimizer, state in zip(optimizers, states, strict=True):
+        restore_optimizer(optimizer, state, where)
+    held = _held(optimizers)
+    if len(held) == len(content.get("held", ())):
+        for optimizer, state in zip(held, content.get("held", ()), strict=True):
+            restore_optimizer(optimizer, state, where)
+
+
+def _held(optimizers: Sequence[Optimizer]) -> list[Optimizer]:
+    """Those that the optimizers hold and that have a state of their own."""
+    known = {id(o.state) for o in optimizers}
+    return [o for o in list(everything_in(optimizers))[len(optimizers) :] if id(o.state) not in known]
+
+
+def restore_optimizer(optimizer: Optimizer, state: dict[str, Any], where: object) -> None:
     """Load a stored state into the optimizer, in the number types in which it was stored.
 
     Raises:
@@ -116,7 +187,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], w
     _undo_casts(optimizer, state)
 
 
-def _undo_casts(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def _undo_casts(optimizer: Optimizer, state: dict[str, Any]) -> None:
     # load_state_dict casts floating-point state to the parameter's dtype, which may lose bits.
     if "state" not in state or "param_groups" not in state:
         return

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from geomtraj.errors import InputError, TrajectoryError
 from geomtraj.trajectory import log, manifest, model_state, store
+from geomtraj.trajectory.folder import RunFolder, absolute
+from geomtraj.trajectory.resume import Start, find_start, set_aside
 from geomtraj.trajectory.schedules import Schedule, check_schedule, every
+from geomtraj.trajectory.steps import PREFIXES, Round, StepWatch, parameters_of, plain_optimizers
 
 
 class Recorder:
@@ -50,31 +57,32 @@ class Recorder:
         self,
         path: str | Path,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizer | Iterable[Optimizer],
         schedule: Schedule | None = None,
         meta: dict[str, Any] | None = None,
         resume: bool = False,
     ):
         if not isinstance(model, nn.Module):
             raise InputError(f"Recorder(path, model, optimizer) needs a module, not {type(model).__name__}.")
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise InputError(
-                f"Recorder(path, model, optimizer) needs a torch optimizer, not {type(optimizer).__name__}: "
-                "pass the object whose step() updates the model."
-            )
+        self._optimizers = plain_optimizers(optimizer)
         owned = {id(p) for p in model_state.named_parameters(model).values()}
-        if not any(id(p) in owned for group in optimizer.param_groups for p in group["params"]):
+        if not owned & parameters_of(self._optimizers).keys():
             raise InputError("the optimizer holds no parameter of this model: pass a pair that trains together.")
-        self.path = Path(path)
+        self.path = absolute(path)
         self.step = 0
         self._model = model
-        self._optimizer = optimizer
         self._schedule = check_schedule(every(100) if schedule is None else schedule)
         self._meta = manifest.check_meta(meta)
         self._resume = resume
         self._manifest: dict[str, Any] = {}
+        self._folder = RunFolder(self.path)
         self._log = log.LogWriter(self.path)
-        self._hook: Any = None
+        self._watches: list[StepWatch] = []
+        self._recording = False
+        self._told = False  # whether a step was told of since the last tick
+        self._entered_at = 0
+        self._recorded: int | None = None
+        self._fingerprint: list[int] = []
         self._clock = 0.0  # perf_counter at which the training time would be zero
 
     @property
@@ -88,36 +96,34 @@ class Recorder:
         return time.perf_counter() - self._clock
 
     def __enter__(self) -> Recorder:
-        """Record step 0, or load the last whole iterate, and attach to the optimizer.
+        """Record step 0, or load the last whole iterate, and attach to the optimizers.
 
         Raises:
             InputError: The folder already holds iterates and resume is False, or the path is a file.
-            TrajectoryError: The iterates are of another model, optimizer or newer format; the disk is full.
+            TrajectoryError: Another process records there; the iterates are of another model, optimizer or newer
+                format, or none can be read; the disk is full. The folder is then as it was before.
         """
-        if self._hook is not None:
+        if self._recording:
             raise InputError("this Recorder is already recording: make a second one for a second run.")
-        if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"{self.path} is a file: give the path of a folder to record into.")
-        steps = store.stored_steps(self.path)
-        if steps and not self._resume:
-            raise InputError(
-                f"{self.path} already holds a trajectory (last step {steps[-1]}): "
-                "choose another path, delete the folder, or go on with resume=True."
-            )
-        wall_time = self._load_last(steps) if steps else None
-        if wall_time is None:
-            self.step, wall_time = 0, 0.0
-            self._manifest = manifest.describe(self._model, self._optimizer, self._schedule, self._meta)
-            log.keep_log_until(self.path, -1)
-        else:
-            log.keep_log_until(self.path, self.step)
-        self._manifest["sessions"].append(manifest.session(self._model, self.step))
-        manifest.write_manifest(self.path, self._manifest)
-        self._clock = time.perf_counter() - wall_time
-        if self.step == 0 and not store.iterate_path(self.path, 0).exists():
-            self._record_if_due()
-        self._hook = self._optimizer.register_step_post_hook(self._after_step)
+        self._folder.hold()
+        try:
+            self._attach()
+            self._begin()
+        except BaseException:
+            self._detach()
+            self._folder.undo()
+            raise
+        self._recording = True
         return self
+
+    def start(self) -> Recorder:
+        """Enter the block, where a loop has no place for `with`; `stop` leaves it."""
+        return self.__enter__()
+
+    def stop(self) -> None:
+        """Leave the block as a loop does that comes to its end; a second call does nothing."""
+        if self._recording:
+            self.__exit__(None, None, None)
 
     def __exit__(
         self,
@@ -125,27 +131,50 @@ class Recorder:
         exception: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Detach from the optimizer and store how the run ended."""
-        self._hook.remove()
-        self._hook = None
-        if not self.diverged:
-            self._manifest["status"] = "complete" if exception_type is None else "interrupted"
-        self._manifest.update(last_step=self.step, wall_time=self.wall_time)
+        """Record the last step, detach from the optimizers and store how the run ended."""
+        self._recording = False
+        self._detach()
         # An exception on its way out must not be hidden by a full disk here.
-        quiet = (TrajectoryError,) if exception_type else ()
-        with contextlib.suppress(*quiet):
-            self._log.close()
-        with contextlib.suppress(*quiet):
-            manifest.write_manifest(self.path, self._manifest)
+        with contextlib.ExitStack() as ending:
+            ending.callback(self._folder.release)
+            if exception_type is not None:
+                ending.enter_context(contextlib.suppress(TrajectoryError))
+            ending.callback(self._store_ending)
+            ending.callback(self._log.close)
+            self._manifest.update(last_step=self.step, wall_time=self.wall_time, log_rows=self._log.rows)
+            if not self.diverged:
+                self._manifest["status"] = "interrupted"
+            if exception_type is None:
+                if self._recorded != self.step and not self.diverged:
+                    self._record()
+                if not self.diverged:
+                    self._manifest["status"] = self._ending()
+
+    def _store_ending(self) -> None:
+        self._folder.check()
+        manifest.write_manifest(self.path, self._manifest)
+
+    def tick(self) -> None:
+        """Tell of a step that no optimizer's step() tells of; after one that was told of, this counts nothing.
+
+        Raises:
+            InputError: The Recorder is not recording.
+            TrajectoryError: The disk is full, or the folder is gone.
+        """
+        if not self._recording:
+            raise InputError("rec.tick works inside the block: with Recorder(...) as rec: rec.tick().")
+        if not self._told:
+            self._after_step()
+        self._told = False
 
     def log(self, **scalars: Any) -> None:
         """Append numbers or 0-d tensors to the log of the current step.
 
         Raises:
             InputError: A value is no number, or the Recorder is not recording.
-            TrajectoryError: The disk is full.
+            TrajectoryError: The disk is full, or the folder is gone.
         """
-        if self._hook is None:
+        if not self._recording:
             raise InputError("rec.log works inside the block: with Recorder(...) as rec: rec.log(loss=loss).")
         row = log.check_scalars(scalars)  # reading a GPU scalar waits for training, so the clock runs on
         entered = time.perf_counter()
@@ -154,20 +183,108 @@ class Recorder:
             self._mark_diverged()
         self._clock += time.perf_counter() - entered
 
-    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def _begin(self) -> None:
+        """Find where the run starts, and write what a run begins with."""
+        steps = store.stored_steps(self.path)
+        if steps and not self._resume:
+            raise InputError(
+                f"{self.path} already holds a trajectory (last step {steps[-1]}): "
+                "choose another path, delete the folder, or go on with resume=True."
+            )
+        self._warn_of_the_rest()
+        if steps:
+            start = self._go_on(steps)
+        else:
+            start = Start(0, 0.0)
+            self._manifest = manifest.describe(self._model, self._optimizers, self._schedule, self._meta)
+        self.step = self._entered_at = start.step
+        self._recorded = start.step if start.step in steps else None
+        session = manifest.session(self._model, self.step)
+        self._manifest["sessions"].append(session | ({"attached": True} if start.attached else {}))
+        self._fingerprint = model_state.fingerprint(self._model)
+        set_aside(self.path, start)
+        self._clock = time.perf_counter() - start.wall_time
+        try:
+            self._log.start(self.step if steps else -1)
+            manifest.write_manifest(self.path, self._manifest)
+            if self._recorded is None:
+                self._record_if_due()
+        except BaseException:
+            self._log.close()
+            if not steps:  # nothing is left of a run that could not begin
+                for name in (log.NAME, manifest.NAME):
+                    (self.path / name).unlink(missing_ok=True)
+            raise
+
+    def _go_on(self, steps: list[int]) -> Start:
+        self._manifest = manifest.read_manifest(self.path)
+        recorded, mine = self._manifest["optimizer"].get("class"), manifest.classes(self._optimizers)
+        if mine not in (recorded, *(str(recorded).removeprefix(prefix) for prefix in PREFIXES)):
+            raise TrajectoryError(
+                f"{self.path} was recorded with {recorded}, not {mine}: "
+                "go on with the same optimizer or choose another path."
+            )
+        start = find_start(self.path, steps, self._model, self._optimizers)
+        missing = manifest.not_optimized(self._model, self._optimizers)
+        self._manifest.update(status="running", diverged_at=None, schedule=repr(self._schedule), not_optimized=missing)
+        self._manifest.setdefault("sessions", [])
+        if self._meta:
+            self._manifest["meta"] = self._meta
+        return start
+
+    def _warn_of_the_rest(self) -> None:
+        missing = manifest.not_optimized(self._model, self._optimizers)
+        if missing:
+            warnings.warn(
+                f"the optimizer holds only a part of the trainable parameters, not {', '.join(missing[:5])}"
+                f"{f' and {len(missing) - 5} more' if len(missing) > 5 else ''}: pass every optimizer that updates "
+                "the model, as a list, so that iterates are taken after the last of them has stepped.",
+                stacklevel=4,
+            )
+
+    def _attach(self) -> None:
+        turn = Round(len(self._optimizers), self._told_of_a_step)
+        for index, optimizer in enumerate(self._optimizers):
+            self._watches.append(StepWatch(optimizer, functools.partial(turn.stepped, index)))
+
+    def _detach(self) -> None:
+        for watch in self._watches:
+            watch.remove()
+        self._watches = []
+
+    def _told_of_a_step(self) -> None:
+        self._told = True
+        self._after_step()
+
+    def _after_step(self) -> None:
         self.step += 1
         self._record_if_due()
 
+    def _ending(self) -> str:
+        """The status of a run that came to its end: "complete", or "unseen" where its steps were not seen."""
+        if self.step > self._entered_at or model_state.fingerprint(self._model) == self._fingerprint:
+            return "complete"
+        warnings.warn(
+            f"{self.path}: the parameters have changed, but no step of the optimizer was seen, so nothing between was "
+            "recorded: call rec.tick() after each step, or pass the optimizers whose step() is called.",
+            stacklevel=3,
+        )
+        return "unseen"
+
     def _record_if_due(self) -> None:
-        if not self._schedule(self.step):
-            return
+        if self._schedule(self.step):
+            self._record()
+
+    def _record(self) -> None:
         for device in {p.device for p in self._model.parameters() if p.device.type == "cuda"}:
             torch.cuda.synchronize(device)  # or training still queued would count as recording time
         entered = time.perf_counter()
+        self._folder.check()
         content = model_state.snapshot(self._model)
-        content.update(step=self.step, wall_time=self.wall_time, optimizer=self._optimizer.state_dict())
+        content.update(step=self.step, wall_time=self.wall_time, **model_state.optimizer_content(self._optimizers))
         store.write_iterate(self.path, self.step, content)
-        if not all(bool(torch.isfinite(p).all()) for p in content["parameters"].values()):
+        self._recorded = self.step
+        if not model_state.all_finite(content["parameters"].values()):
             self._mark_diverged()
         self._clock += time.perf_counter() - entered
 
@@ -175,35 +292,3 @@ class Recorder:
         if not self.diverged:
             self._manifest.update(status="diverged", diverged_at=self.step)
             manifest.write_manifest(self.path, self._manifest)
-
-    def _load_last(self, steps: list[int]) -> float | None:
-        """Go back to the last whole iterate; its training time, or None if none is whole."""
-        self._manifest = manifest.read_manifest(self.path)
-        recorded = self._manifest["optimizer"]["class"]
-        if recorded != type(self._optimizer).__name__:
-            raise TrajectoryError(
-                f"{self.path} was recorded with {recorded}, not {type(self._optimizer).__name__}: "
-                "go on with the same optimizer or choose another path."
-            )
-        torn = []
-        for step in reversed(steps):
-            try:
-                content = store.read_iterate(self.path, step)
-                break
-            except store.DamagedFile:
-                torn.append(step)
-        else:
-            content = None
-        if content is not None:
-            model_state.check_same_model(self._model, content, self.path)
-            model_state.restore_optimizer(self._optimizer, content["optimizer"], self.path)
-            model_state.restore(self._model, content)
-        for step in torn:  # training writes them again
-            store.iterate_path(self.path, step).unlink()
-        if content is None:
-            return None
-        self.step = content["step"]
-        self._manifest.update(status="running", diverged_at=None, schedule=repr(self._schedule))
-        if self._meta:
-            self._manifest["meta"] = self._meta
-        return content["wall_time"]

@@ -11,15 +11,18 @@ import hashlib
 import io
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+import torch
+from torch import Tensor
 
 from geomtraj.errors import TrajectoryError
 from geomtraj.trajectory.codec import decode, encode
-from geomtraj.trajectory.files import write_bytes, write_error
+from geomtraj.trajectory.files import replace_file, write_all, write_error
 
 FORMAT_VERSION = 1
 FOLDER = "iterates"
@@ -62,7 +65,11 @@ def write_iterate(folder: Path, step: int, content: dict[str, Any]) -> None:
             image = file.id.get_file_image()
     except OSError as error:
         raise write_error(path, error) from error
-    write_bytes(path, image)
+    try:
+        path.parent.mkdir(exist_ok=True)
+    except OSError as error:
+        raise write_error(path, error) from error
+    replace_file(path, lambda descriptor: write_all(descriptor, image))
 
 
 def read_iterate(folder: Path, step: int) -> dict[str, Any]:
@@ -78,6 +85,8 @@ def read_iterate(folder: Path, step: int) -> dict[str, Any]:
         raise TrajectoryError(f"cannot read {path} ({error.strerror}): record it again.") from error
     try:
         version, expected, header, arrays = _parse(image)
+    except MemoryError:
+        raise
     except Exception as error:  # h5py answers damaged files with many types of exception
         raise damaged(path) from error
     if version > FORMAT_VERSION:
@@ -85,6 +94,18 @@ def read_iterate(folder: Path, step: int) -> dict[str, Any]:
     if header is None or _checksum(header, arrays) != expected:
         raise damaged(path)
     return {name: decode(value, arrays) for name, value in json.loads(header).items()}
+
+
+def same_tensors(folder: Path, step: int, part: str, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the tensors in one part of a stored iterate are these, bit by bit.
+
+    Raises:
+        TrajectoryError: As for `read_iterate`.
+    """
+    stored = read_iterate(folder, step)[part]
+    return stored.keys() == tensors.keys() and all(
+        stored[name].dtype == t.dtype and torch.equal(stored[name], t.cpu()) for name, t in tensors.items()
+    )
 
 
 class DamagedFile(TrajectoryError):
@@ -99,11 +120,9 @@ def damaged(path: Path) -> DamagedFile:
     )
 
 
-def newer_format(path: Path, version: int) -> TrajectoryError:
+def newer_format(path: Path, version: int, known: int = FORMAT_VERSION) -> TrajectoryError:
     """The error for a file that a later geomtraj wrote."""
-    return TrajectoryError(
-        f"{path} has format version {version}, this geomtraj reads up to {FORMAT_VERSION}: upgrade geomtraj."
-    )
+    return TrajectoryError(f"{path} has format version {version}, this geomtraj reads up to {known}: upgrade geomtraj.")
 
 
 def _parse(image: bytes) -> tuple[int, str, bytes | None, dict[str, np.ndarray]]:

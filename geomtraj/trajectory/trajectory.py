@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,11 +11,14 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from geomtraj.errors import InputError, TrajectoryError
 from geomtraj.trajectory import model_state, store
+from geomtraj.trajectory.folder import absolute
 from geomtraj.trajectory.log import read_log
 from geomtraj.trajectory.manifest import read_manifest
+from geomtraj.trajectory.steps import plain_optimizers
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +29,7 @@ class Iterate:
         step: Optimizer steps taken before it.
         theta: The parameters that require grad, shape (P,), in the order of `model.named_parameters()`; tied
             ones once.
-        optimizer_state: The optimizer's `state_dict()`.
+        optimizer_state: The optimizer's `state_dict()`, or a list of them where several were recorded.
         logged: Scalars logged at this step, by name.
         wall_time: Seconds of training until this step, recording not counted.
         parameters: Every parameter by name, the frozen ones included.
@@ -35,7 +38,7 @@ class Iterate:
 
     step: int
     theta: Tensor
-    optimizer_state: dict[str, Any]
+    optimizer_state: Any
     logged: dict[str, float]
     wall_time: float
     parameters: dict[str, Tensor]
@@ -58,9 +61,9 @@ class Trajectory:
     """
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.path = absolute(path)
         if not self.path.is_dir():
-            raise TrajectoryError(f"there is no folder {self.path}: give the path of a recorded run.")
+            raise TrajectoryError(f"there is no folder {path}: give the path of a recorded run.")
         self.steps: list[int] = store.stored_steps(self.path)
         if not self.steps:
             raise TrajectoryError(
@@ -75,7 +78,10 @@ class Trajectory:
 
     @property
     def status(self) -> str:
-        """How the run stands: "running" (or killed), "complete", "diverged" or "interrupted"."""
+        """How the run stands: "running" (or killed), "complete", "diverged", "interrupted" or "unseen".
+
+        In the last case the parameters moved by steps that the Recorder did not see.
+        """
         return self.manifest.get("status", "running")
 
     @cached_property
@@ -125,7 +131,7 @@ class Trajectory:
             buffers=content["buffers"],
         )
 
-    def load_into(self, model: nn.Module, step: int, optimizer: torch.optim.Optimizer | None = None) -> None:
+    def load_into(self, model: nn.Module, step: int, optimizer: Optimizer | Iterable[Optimizer] | None = None) -> None:
         """Put model and optimizer back to where they stood at `step`, so that training goes on bit-equal.
 
         Parameters and buffers are restored in place, the frozen and tied ones included. Random number
@@ -136,7 +142,7 @@ class Trajectory:
             model: The model that was recorded, built anew or in use; other number types and devices are
                 converted to.
             step: A recorded step.
-            optimizer: The optimizer to restore too.
+            optimizer: The optimizer to restore too, or several as they were recorded.
 
         Raises:
             TrajectoryError: The step was not recorded, its file is damaged, or the model or optimizer is
@@ -147,7 +153,7 @@ class Trajectory:
         content = self._read(step)
         model_state.check_same_model(model, content, self.path)
         if optimizer is not None:
-            model_state.restore_optimizer(optimizer, content["optimizer"], self.path)
+            model_state.restore_optimizers(plain_optimizers(optimizer), content, self.path)
         model_state.restore(model, content)
 
     @cached_property

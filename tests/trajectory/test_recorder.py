@@ -122,17 +122,25 @@ def test_resuming_passes_over_damaged_iterates(tmp_path):
     (tmp_path / "iterates" / ".00000008.h5.0.tmp").write_bytes(b"half")
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"step": 9, "lo')
-    assert_equal_models(whole, run(tmp_path, 8, resume=True))
+    with pytest.warns(UserWarning, match="2 damaged iterates were kept as 00000008.h5.damaged, 00000006.h5.damaged"):
+        assert_equal_models(whole, run(tmp_path, 8, resume=True))
+    assert sorted(f.name for f in (tmp_path / "iterates").iterdir()) == [
+        "00000000.h5", "00000002.h5", "00000004.h5", "00000006.h5", "00000006.h5.damaged", "00000008.h5",
+        "00000008.h5.damaged",
+    ]  # fmt: skip
     assert Trajectory(tmp_path).steps == [0, 2, 4, 6, 8]
     assert [row["step"] for row in Trajectory(tmp_path).log] == list(range(1, 9))
     assert Trajectory(tmp_path).manifest["sessions"][-1]["from_step"] == 4
 
 
-def test_resuming_with_nothing_whole_starts_anew(tmp_path):
-    whole = run(tmp_path, 3)
-    for step in (0, 2):
-        store.iterate_path(tmp_path, step).write_bytes(b"")
-    assert_equal_models(whole, run(tmp_path, 3, resume=True))
+def test_a_folder_in_which_nothing_is_whole_is_not_started_over(tmp_path):
+    run(tmp_path, 3)
+    for path in (tmp_path / "iterates").iterdir():
+        path.write_bytes(path.read_bytes()[:300])
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises(TrajectoryError, match="none of the 3 iterates .* can be read"):
+        run(tmp_path, 3, resume=True)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
 def test_a_full_folder_another_optimizer_and_another_model_are_refused(tmp_path):
@@ -236,7 +244,7 @@ def test_a_grad_scaler_that_skips_a_step_is_followed(tmp_path):
 def test_manifest_says_where_the_run_comes_from(tmp_path):
     run(tmp_path, 2)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
-    assert manifest["format_version"] == 1 and manifest["status"] == "complete" and manifest["last_step"] == 2
+    assert manifest["format_version"] == 2 and manifest["status"] == "complete" and manifest["last_step"] == 2
     assert manifest["parameters"]["middle.weight"] == [8, 8]
     assert manifest["aliases"] == {"head.weight": "embedding.weight"}
     assert "scale" in manifest["parameters"] and "scale" not in manifest["trainable"]

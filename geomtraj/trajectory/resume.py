@@ -1,0 +1,164 @@
+"""Where a run goes on: at its last whole iterate, or at the step of a checkpoint that was restored before."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from geomtraj.errors import TrajectoryError
+from geomtraj.trajectory import model_state, store
+from geomtraj.trajectory.files import numbered
+
+
+@dataclass
+class Start:
+    """Where recording begins.
+
+    Attributes:
+        step: Optimizer steps taken before.
+        wall_time: Seconds of training until there.
+        damaged: Steps after it whose files are damaged.
+        superseded: Steps after it that are whole, and that training leaves behind.
+        attached: Whether model and optimizer stood there already.
+    """
+
+    step: int
+    wall_time: float
+    damaged: list[int] = field(default_factory=list)
+    superseded: list[int] = field(default_factory=list)
+    attached: bool = False
+
+
+def find_start(folder: Path, steps: list[int], model: nn.Module, optimizers: Sequence[Optimizer]) -> Start:
+    """Put model and optimizers where the run goes on, and say where that is.
+
+    Where a checkpoint was restored into them before, the run goes on at its step: that of the iterate that equals it,
+    or else the one that the optimizer's own counts of steps give. Nothing in the folder is changed.
+
+    Raises:
+        TrajectoryError: No iterate can be read, they are of another model or optimizer, or it cannot be told which
+            step the restored checkpoint is of.
+    """
+    content, damaged = _last_whole(folder, steps)
+    whole = [step for step in steps if step not in damaged]
+    model_state.check_same_model(model, content, folder)
+    equal = _equal_step(folder, whole, model)
+    restored = any(_has_state(o) for o in optimizers)
+    if equal is None and restored:
+        start = _by_counts(folder, content, optimizers, whole)
+    elif equal is None or equal in (whole[0], whole[-1]):
+        model_state.restore_optimizers(optimizers, content, folder)
+        model_state.restore(model, content)
+        return Start(content["step"], content["wall_time"], damaged)
+    else:
+        content = store.read_iterate(folder, equal)
+        if restored and not _same_state(optimizers, content):
+            raise _unknown(folder, f"the model is that of step {equal}, but the optimizer's state is another")
+        model_state.restore_optimizers(optimizers, content, folder)
+        start = Start(equal, content["wall_time"], attached=True)
+    start.damaged = damaged
+    start.superseded = [step for step in whole if step > start.step]
+    return start
+
+
+def set_aside(folder: Path, start: Start) -> None:
+    """Rename the files that training will write again, so that none is lost: to .damaged, or to .superseded."""
+    named = []
+    for steps, suffix in ((start.damaged, ".damaged"), (start.superseded, ".superseded")):
+        for step in steps:
+            path = store.iterate_path(folder, step)
+            target = numbered(path, suffix)
+            path.rename(target)
+            named.append(target.name)
+    if start.damaged:
+        warnings.warn(
+            f"{folder}: {len(start.damaged)} damaged iterates were kept as {', '.join(named[:5])}"
+            f"{' and more' if len(named) > 5 else ''}; the run goes on at step {start.step}.",
+            stacklevel=4,
+        )
+
+
+def _last_whole(folder: Path, steps: list[int]) -> tuple[dict[str, Any], list[int]]:
+    damaged: list[int] = []
+    for step in reversed(steps):
+        try:
+            return store.read_iterate(folder, step), damaged
+        except store.DamagedFile:
+            damaged.append(step)
+    raise TrajectoryError(
+        f"none of the {len(steps)} iterates in {folder / store.FOLDER} can be read, and a run is not started over "
+        "what may be repaired: see `geomtraj verify`, restore a copy, or record into another folder."
+    )
+
+
+def _equal_step(folder: Path, steps: list[int], model: nn.Module) -> int | None:
+    """The last step whose parameters are the model's own; the first one comes first, since runs begin there."""
+    parameters = model_state.snapshot(model)["parameters"]
+    for step in [steps[0], *reversed(steps[1:])]:
+        try:
+            if store.same_tensors(folder, step, "parameters", parameters):
+                return step
+        except store.DamagedFile:
+            continue
+    return None
+
+
+def _by_counts(folder: Path, last: dict[str, Any], optimizers: Sequence[Optimizer], steps: list[int]) -> Start:
+    stored = [_count(state) for state in model_state.optimizer_states(last)]
+    live = [_count(o.state_dict()) for o in optimizers]
+    ahead = {now - then for now, then in zip(live, stored, strict=True) if now is not None and then is not None}
+    step = last["step"] + ahead.pop() if len(ahead) == 1 else None
+    if step is None or step < 0:
+        raise _unknown(folder, "they equal none of its iterates, and the optimizer keeps no count of its steps")
+    if step in steps:
+        raise _unknown(folder, f"by the optimizer's count they are at step {step}, where the iterate is another")
+    before = [s for s in steps if s <= step] or steps[:1]
+    return Start(step, store.read_iterate(folder, before[-1])["wall_time"], attached=True)
+
+
+def _unknown(folder: Path, why: str) -> TrajectoryError:
+    return TrajectoryError(
+        f"model and optimizer hold another checkpoint than the run in {folder} ({why}): enter the Recorder before "
+        "anything is restored, restore one of its iterates with Trajectory.load_into, or record into another folder."
+    )
+
+
+def _has_state(optimizer: Optimizer) -> bool:
+    """Whether an optimizer holds the traces of steps; some make their state before the first one."""
+    count = _count(optimizer.state_dict())
+    if count is not None:
+        return count > 0
+    entries = [state.values() if isinstance(state, dict) else [state] for state in optimizer.state.values()]
+    return any(isinstance(value, Tensor) and bool(value.any()) for entry in entries for value in entry)
+
+
+def _count(state: dict[str, Any]) -> int | None:
+    """Steps that an optimizer has taken by its own count, None where it keeps none."""
+    counts = {
+        int(entry["step"])
+        for entry in state.get("state", {}).values()
+        if isinstance(entry, dict) and isinstance(entry.get("step"), (int, float, Tensor))
+    }
+    return max(counts) if counts else None
+
+
+def _same_state(optimizers: Sequence[Optimizer], content: dict[str, Any]) -> bool:
+    states = model_state.optimizer_states(content)
+    return all(_equal(o.state_dict().get("state"), s.get("state")) for o, s in zip(optimizers, states, strict=True))
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a.detach().cpu(), b.detach().cpu())
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    return type(a) is type(b) and bool(a == b)
