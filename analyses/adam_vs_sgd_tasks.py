@@ -13,8 +13,8 @@ from torch import nn
 from geomtraj.contrast import Row, Table, contrast
 from geomtraj.contrast.blocks import mean_over_blocks, only, usable_everywhere
 from geomtraj.contrast.by_pair import PairRatio, pair_ratios
-from geomtraj.contrast.seeds import holm
 from geomtraj.errors import InputError
+from geomtraj.inference.ratios import holm
 from geomtraj.measuring import Results
 from geomtraj.statistics.base import Quantity
 

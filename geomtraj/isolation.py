@@ -16,7 +16,6 @@ import torch.utils.checkpoint
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-
 _EVALUATING = threading.RLock()
 
 

@@ -61,21 +61,22 @@ def pair_ratios(
     if meeting is None or not meeting.pairs:
         notes += [*remarks, *(meeting.notes if meeting else [])]
         raise InputError(f"nothing can be compared at equal {at}: {' '.join(notes)}")
-    labels = dict.fromkeys(label for pair in meeting.pairs for run in pair for label in run.curve.values)
-    return [
-        PairRatio(
-            label,
-            float(place),
-            below.seed if below.seed == above.seed else None,
-            _ratio(meeting.value(above, label, place, at), meeting.value(below, label, place, at)),
-            meeting.loss(above, place, at),
-            meeting.loss(below, place, at),
+    labels = meeting.labels
+    found: list[PairRatio] = []
+    for (below, above), places in zip(meeting.pairs, meeting.places, strict=True):
+        top, bottom = (
+            meeting.reading(run, places).read(run.curve.rows(labels, run.curve.values)) for run in (above, below)
         )
-        for label in labels
-        for (below, above), places in zip(meeting.pairs, meeting.places, strict=True)
-        for place in places
-    ]
+        losses = [meeting.losses(run, places) for run in (above, below)]
+        seed = below.seed if below.seed == above.seed else None
+        found += [
+            PairRatio(label, float(x), seed, _ratio(top[i, k], bottom[i, k]), float(losses[0][k]), float(losses[1][k]))
+            for i, label in enumerate(labels)
+            for k, x in enumerate(places)
+        ]
+    return sorted(found, key=lambda p: labels.index(p.label))
 
 
 def _ratio(above: float, below: float) -> float:
-    return above / below if np.isfinite(above) and np.isfinite(below) and above * below > 0 else np.nan
+    usable = np.isfinite(above) and np.isfinite(below) and np.sign(above) * np.sign(below) > 0
+    return float(above / below) if usable else np.nan

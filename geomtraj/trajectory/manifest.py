@@ -18,7 +18,7 @@ from torch import nn
 from geomtraj._version import __version__
 from geomtraj.errors import InputError
 from geomtraj.trajectory.files import read_json, write_json
-from geomtraj.trajectory.model_state import aliases, named_parameters
+from geomtraj.trajectory.model_state import aliases, kinds, named_parameters
 from geomtraj.trajectory.store import FORMAT_VERSION, newer_format
 
 NAME = "manifest.json"
@@ -42,6 +42,7 @@ def describe(
         "parameters": {name: list(p.shape) for name, p in parameters.items()},
         "trainable": [name for name, p in parameters.items() if p.requires_grad],
         "aliases": aliases(model),
+        "kinds": kinds(model),
         "dtype": sorted({str(p.dtype).removeprefix("torch.") for p in parameters.values()}),
         "optimizer": {
             "class": type(optimizer).__name__,
