@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -75,6 +75,17 @@ def pair_ratios(
             for k, x in enumerate(places)
         ]
     return sorted(found, key=lambda p: labels.index(p.label))
+
+
+def mean_ratios(ratios: Sequence[PairRatio], label: str) -> list[PairRatio]:
+    """Geometric means over the labels of `pair_ratios`, pair by pair and place by place; NaN where one is missing."""
+    by_label: dict[str, list[PairRatio]] = {}
+    for p in ratios:
+        by_label.setdefault(p.label, []).append(p)
+    return [
+        replace(same[0], label=label, ratio=float(np.exp(np.mean([np.log(p.ratio) for p in same]))))
+        for same in zip(*by_label.values(), strict=True)
+    ]
 
 
 def _ratio(above: float, below: float) -> float:
