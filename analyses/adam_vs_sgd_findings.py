@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from adam_vs_sgd_tasks import LEVEL, MEANS, VARIANTS, Task, adjusted, shown
 
 from geomtraj.contrast import Row
-from geomtraj.contrast.seeds import OverSeeds, holm, over_seeds
+from geomtraj.inference.ratios import OverSeeds, holm, over_seeds
 from geomtraj.report.material import listed
 from geomtraj.report.style import number
 from geomtraj.report.summary import WIDE, Answer

@@ -15,7 +15,7 @@ from adam_vs_sgd_tasks import FIRM, MEAN, MEANS, VARIANTS, Task, adjusted, notes
 from machinery import Analysis
 
 from geomtraj.contrast import Row
-from geomtraj.contrast.trend import mean_over_seeds
+from geomtraj.inference.trend import mean_over_seeds
 from geomtraj.report.analysis import Sheet
 from geomtraj.report.style import number
 

@@ -10,11 +10,11 @@ from itertools import pairwise
 import trajectories
 from torch import nn
 
-from geomtraj.contrast import Row, Table, contrast
-from geomtraj.contrast.blocks import mean_over_blocks, only, usable_everywhere
-from geomtraj.contrast.by_pair import PairRatio, pair_ratios
-from geomtraj.contrast.seeds import holm
+from geomtraj.contrast import Comparison, Row, Table, contrast
+from geomtraj.contrast.blocks import only, usable_everywhere
+from geomtraj.contrast.by_pair import PairRatio, mean_ratios, pair_ratios
 from geomtraj.errors import InputError
+from geomtraj.inference.ratios import holm
 from geomtraj.measuring import Results
 from geomtraj.statistics.base import Quantity
 
@@ -44,7 +44,7 @@ class Task:
             of every run.
         firm: Those of `averaged` whose intervals have an upper end nearly everywhere.
         others: The other labels: biases, norms, and all parameters together.
-        means: (variant, "loss" or "step") -> the ratio of the geometric means over `averaged`, or for `FIRM` over
+        answers: (variant, "loss" or "step") -> the contrast's primary answer over `averaged`, or for `FIRM` over
             `firm`; missing where runs cannot be compared.
         tables: (variant, at) -> contrast of the layers, Holm's correction over them.
         rest: at -> contrast of the other labels' R_med.
@@ -62,11 +62,16 @@ class Task:
     averaged: list[str]
     firm: list[str]
     others: list[str]
-    means: dict[tuple[str, str], Row]
+    answers: dict[tuple[str, str], Comparison]
     tables: dict[tuple[str, str], Table]
     rest: dict[str, Table]
     loss: Table | None
     reasons: list[str] = field(default_factory=list)
+
+    @property
+    def means(self) -> dict[tuple[str, str], Row]:
+        """(variant, at) -> the primary answer's row."""
+        return {key: c.primary for key, c in self.answers.items() if c.primary is not None}
 
     @property
     def ratio(self) -> str:
@@ -85,21 +90,18 @@ class Task:
 
     def pairs(self, label: str, at: str = "step") -> list[PairRatio]:
         """The single pairs' ratios of one layer or of `MEAN`."""
-        groups = [_averaged(r, "r_med", self.averaged) for r in self.runs[self.sgd]] if label == MEAN else None
-        below = [_averaged(r, "r_med", self.averaged) for r in self.runs[self.adaptive]] if label == MEAN else None
         try:
-            found = pair_ratios(groups or self.runs[self.sgd], below or self.runs[self.adaptive], at=at)
+            found = pair_ratios(self.runs[self.sgd], self.runs[self.adaptive], at=at)
         except InputError:
             return []
-        return [p for p in found if p.label == label]
+        if label != MEAN:
+            return [p for p in found if p.label == label]
+        return mean_ratios([p for p in found if p.label in self.averaged], MEAN)
 
     def by_seed(self) -> dict[int | None, float]:
         """Seed -> mean log ratio at equal loss of the mean over layers."""
-        logs: dict[int | None, list[float]] = {}
-        for p in self.pairs(MEAN, "loss"):
-            if 0 < p.ratio < math.inf:
-                logs.setdefault(p.seed, []).append(math.log(p.ratio))
-        return {seed: math.fsum(x) / len(x) for seed, x in logs.items()}
+        answer = self.answers.get(("r_med", "loss"))
+        return {p.seed: p.log_ratio for p in answer.pairs if math.isfinite(p.log_ratio)} if answer else {}
 
     def measured(self, optimizer: str, labels: Sequence[str]) -> list[Quantity]:
         """All single R_med measurements of some blocks along one optimizer's runs."""
@@ -131,20 +133,26 @@ def compare(
             contrast(groups, at=at, levels=levels)
         except InputError as error:
             reasons.append(f"{title}: {error}")
-    means, tables = {}, {}
+    answers: dict[tuple[str, str], Comparison] = {}
+    tables = {}
+
+    def answer(variant: str, at: str, blocks: Sequence[str], versions: dict[str, list[Results]]) -> None:
+        chosen = {k: [only(r, "r_med", blocks) for r in v] for k, v in versions.items()}
+        table = _contrast(chosen, at, levels, over=blocks)
+        if table is not None and table.primary is not None:
+            answers[variant, at] = table.comparisons[0]
+
     for variant, versions in changed.items():
         for at in ("loss", "step"):
             table = _contrast({k: [only(r, "r_med", layers) for r in v] for k, v in versions.items()}, at, levels)
             if table is not None:
                 tables[variant, at] = table
-            mean = _contrast({k: [_averaged(r, "r_med", averaged) for r in v] for k, v in versions.items()}, at, levels)
-            if mean is not None and averaged:
-                means[variant, at] = mean.overall()[0]
+            if averaged:
+                answer(variant, at, averaged, versions)
     firm = [k for k in averaged if _open_share(_measured(everything, [k])) <= MOST_OPEN]
     for at in ("loss", "step"):
-        mean = _contrast({k: [_averaged(r, "r_med", firm) for r in v] for k, v in groups.items()}, at, levels)
-        if mean is not None and firm:
-            means[FIRM, at] = mean.overall()[0]
+        if firm:
+            answer(FIRM, at, firm, groups)
     rest = {
         at: table
         for at in ("loss", "step")
@@ -163,7 +171,7 @@ def compare(
         averaged,
         firm,
         others,
-        means,
+        answers,
         tables,
         rest,
         loss,
@@ -215,10 +223,6 @@ def adjusted(tasks: Sequence[Task], variant: str = "r_med", at: str = "loss") ->
     )
 
 
-def _averaged(results: Results, statistic: str, labels: Sequence[str]) -> Results:
-    return results if results.diverged or not labels else mean_over_blocks(results, statistic, labels, MEAN)
-
-
 def _measured(runs: Sequence[Results], labels: Sequence[str]) -> list[Quantity]:
     found = [m.quantities for r in runs if not r.diverged and "r_med" in r.statistics for m in r.of("r_med")]
     return [quantities[k] for quantities in found for k in labels if k in quantities]
@@ -228,8 +232,10 @@ def _open_share(quantities: Sequence[Quantity]) -> float:
     return sum(not q.high < math.inf for q in quantities) / max(len(quantities), 1)
 
 
-def _contrast(groups: dict[str, list[Results]], at: str, levels: int, statistic: str = "r_med") -> Table | None:
+def _contrast(
+    groups: dict[str, list[Results]], at: str, levels: int, statistic: str = "r_med", over: Sequence[str] | None = None
+) -> Table | None:
     try:
-        return contrast(groups, statistic, at, levels)
+        return contrast(groups, statistic, at, levels, over=over)
     except InputError:
         return None

@@ -7,9 +7,9 @@ from typing import Any
 
 from region_switch_runs import Arm, Runs, name_of
 
-from geomtraj.contrast.seeds import over_seeds
 from geomtraj.contrast.speed import fall
-from geomtraj.contrast.trend import mean_over_seeds
+from geomtraj.inference.ratios import over_seeds
+from geomtraj.inference.trend import mean_over_seeds
 from geomtraj.report.material import Drawing, LeftOut
 from geomtraj.report.panels import Mark, Panel, draw_panels
 from geomtraj.report.style import COLOURS

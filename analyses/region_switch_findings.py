@@ -7,7 +7,7 @@ from typing import Any
 
 from region_switch_runs import MEASURES, Arm, Compared, Runs, name_of, paired
 
-from geomtraj.contrast.seeds import OverSeeds, holm, over_seeds
+from geomtraj.inference.ratios import OverSeeds, holm, over_seeds
 from geomtraj.report.style import number
 from geomtraj.report.summary import Answer
 

@@ -14,8 +14,8 @@ import trajectories
 from machinery import Analysis
 from region_switch_runs import MEASURES, Arm, Done, Runs, name_of
 
-from geomtraj.contrast.seeds import holm
 from geomtraj.contrast.speed import fall
+from geomtraj.inference.ratios import holm
 from geomtraj.report.analysis import Sheet
 from geomtraj.report.material import listed
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from machinery import Job, Result
 
 from geomtraj.contrast.blocks import mean_over_blocks, usable_everywhere
-from geomtraj.contrast.seeds import OverSeeds, over_seeds
 from geomtraj.contrast.speed import fall, steps_to
-from geomtraj.contrast.trend import MeanOverSeeds, mean_over_seeds
-from geomtraj.contrast.two_way import TwoWay, two_way
+from geomtraj.inference.ratios import OverSeeds, over_seeds
+from geomtraj.inference.trend import MeanOverSeeds, mean_over_seeds
+from geomtraj.inference.two_way import TwoWay, two_way
 from geomtraj.measuring import Results
 from geomtraj.measuring.results import Measurement
 

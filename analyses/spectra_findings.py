@@ -8,8 +8,8 @@ from typing import Any
 
 from spectra_points import ALL, COMPARED, Task
 
-from geomtraj.contrast.agreement import Ranks, kendall, spearman
-from geomtraj.contrast.seeds import OverSeeds, holm
+from geomtraj.inference.rank_correlation import Ranks, kendall, spearman
+from geomtraj.inference.ratios import OverSeeds, holm
 from geomtraj.report.material import listed
 from geomtraj.report.style import number
 from geomtraj.report.summary import Answer

@@ -13,8 +13,8 @@ import trajectories
 from machinery import Analysis
 from spectra_points import ALL, COMPARED, MEAN, Task
 
-from geomtraj.contrast.agreement import kendall, spearman
-from geomtraj.contrast.trend import mean_over_seeds
+from geomtraj.inference.rank_correlation import kendall, spearman
+from geomtraj.inference.trend import mean_over_seeds
 from geomtraj.report.analysis import Sheet
 
 WITH = {

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from geomtraj.contrast.agreement import Agreement, agreement
 from geomtraj.contrast.nearest import Match
-from geomtraj.contrast.seeds import OverSeeds, over_seeds
+from geomtraj.inference.rank_correlation import Agreement, agreement
+from geomtraj.inference.ratios import OverSeeds, over_seeds
 from geomtraj.measuring import Results
 from geomtraj.measuring.results import Measurement
 

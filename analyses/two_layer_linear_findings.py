@@ -8,8 +8,8 @@ from typing import Any
 
 from two_layer_linear_runs import adam_limit, decay, upper, window
 
-from geomtraj.contrast.seeds import OverSeeds
-from geomtraj.contrast.trend import Trend, trend
+from geomtraj.inference.ratios import OverSeeds
+from geomtraj.inference.trend import Trend, trend
 from geomtraj.report.material import listed
 from geomtraj.report.style import number
 from geomtraj.report.summary import Answer

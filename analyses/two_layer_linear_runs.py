@@ -9,8 +9,8 @@ from typing import Any
 
 from machinery import Job, Result
 
-from geomtraj.contrast.seeds import OverSeeds, over_seeds
-from geomtraj.contrast.trend import MeanOverSeeds, Trend, mean_over_seeds, trend
+from geomtraj.inference.ratios import OverSeeds, over_seeds
+from geomtraj.inference.trend import MeanOverSeeds, Trend, mean_over_seeds, trend
 from geomtraj.tasks import two_layer_linear as theory
 
 Done = tuple[Job, Result]

@@ -8,7 +8,7 @@ from typing import Any
 
 from uniformity_points import CONTROL, NAMES, SETS, Contrasts, Points
 
-from geomtraj.contrast.explained import Explained
+from geomtraj.inference.regression import Explained
 from geomtraj.report.forests import Forest, Ratios, draw_forests
 from geomtraj.report.material import Drawing, LeftOut
 from geomtraj.report.panels import Mark, Panel, draw_panels

@@ -8,7 +8,7 @@ from typing import Any
 
 from uniformity_points import CONTROL, Contrasts, Points
 
-from geomtraj.contrast.explained import Explained, Share
+from geomtraj.inference.regression import Explained, Share
 from geomtraj.report.material import listed
 from geomtraj.report.style import number
 from geomtraj.report.summary import Answer

@@ -13,8 +13,8 @@ import uniformity_findings as findings
 from machinery import Analysis
 from uniformity_points import CONFIDENCE, NAMES, SETS, Contrasts, Points, contrasts
 
-from geomtraj.contrast.explained import Explained
 from geomtraj.errors import InputError
+from geomtraj.inference.regression import Explained
 from geomtraj.report.analysis import Sheet
 from geomtraj.report.style import number
 

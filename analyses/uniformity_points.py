@@ -12,9 +12,9 @@ import numpy as np
 
 from geomtraj.contrast import contrast
 from geomtraj.contrast.by_pair import pair_ratios
-from geomtraj.contrast.explained import Explained, Share, explained, share_of
 from geomtraj.contrast.table import Row
 from geomtraj.errors import InputError
+from geomtraj.inference.regression import Explained, Share, explained, share_of
 from geomtraj.measuring import Results
 from geomtraj.measuring.results import Measurement
 from geomtraj.statistics.base import Quantity

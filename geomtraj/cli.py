@@ -146,13 +146,20 @@ def measure_command(
 @RUNS
 @click.option("--statistic", default="r_med", help="Which statistic to compare.")
 @click.option("--at", default="loss", help="Pairing: loss, step or time.")
+@click.option(
+    "--over",
+    multiple=True,
+    metavar="BLOCK",
+    help="Block, or glob of blocks, that the answer is the mean over in place of the weight matrices, repeatable.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="CSV file to write.")
-def contrast_command(runs: tuple[Path, ...], statistic: str, at: str, out: Path | None) -> None:
+def contrast_command(runs: tuple[Path, ...], statistic: str, at: str, over: tuple[str, ...], out: Path | None) -> None:
     """Compare measured runs of different optimizers, seed by seed.
 
-    Runs are grouped by their optimizer, in the order of the arguments; ratios are over the first one.
+    Runs are grouped by their optimizer, in the order of the arguments; ratios are over the first one. The first line
+    is the answer: above, below or undecided, for the mean over the weight matrices with runs as units.
     """
-    table = contrast(_groups(runs), statistic=statistic, at=at)
+    table = contrast(_groups(runs), statistic=statistic, at=at, over=list(over) or None)
     if out is not None:
         table.to_csv(out)
     click.echo(str(table))

@@ -7,6 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "geomtraj"
 FLOORS = [
+    {"inference"},
     {"_version", "composed", "distributed", "errors", "failures", "layout", "memory", "seeding", "slicing", "trees"},
     {"isolation"},
     {"inputs"},
@@ -66,6 +67,14 @@ def test_imports_go_one_way(path):
             assert here == "report"
         if top == "h5py":
             assert path == PACKAGE / "trajectory" / "store.py"
+
+
+def test_statistics_over_seeds_are_functions_of_arrays():
+    for path in (PACKAGE / "inference").glob("*.py"):
+        for module in imported(path):
+            top = module.split(".")[0]
+            assert top not in ("torch", "matplotlib", "h5py")
+            assert top != "geomtraj" or module.startswith("geomtraj.inference"), f"{path} imports {module}"
 
 
 def test_algorithms_see_only_the_operators_contract():

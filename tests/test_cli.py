@@ -32,6 +32,10 @@ def runs(tmp_path_factory):
 def test_the_whole_way(runs, tmp_path):
     contrasted = run("contrast", *runs, "--out", tmp_path / "table.csv")
     assert contrasted.exit_code == 0 and "sgdm / adam" in contrasted.output
+    assert contrasted.output.startswith(
+        ("above: r_med of sgdm", "below: r_med of sgdm", "undecided: the 95 % interval")
+    )
+    assert "over 1 chosen block," in run("contrast", *runs, "--over", "W1*").output
     assert (tmp_path / "table.csv").read_text().count("\n") > 2
     assert run("report", *runs, "--out", tmp_path / "page.html").exit_code == 0
     assert "sgdm" in (tmp_path / "page.html").read_text()

@@ -4,38 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
+from geomtraj.contrast.logs import log_ratios
+from geomtraj.contrast.matrices import choose
 from geomtraj.contrast.pairing import PAIRINGS, Meeting, check_groups, pair_up, usable_runs
-from geomtraj.contrast.seeds import holm, over_seeds
-from geomtraj.contrast.table import Row, Table
+from geomtraj.contrast.primary import Comparison, compared
+from geomtraj.contrast.row import Row, rows_of
+from geomtraj.contrast.table import PLACES, Table
 from geomtraj.errors import InputError, unknown_name
 from geomtraj.measuring.results import Results
 
-LEFT_OUT = "missing, zero, infinite or of unlike signs"
-
 
 def contrast(
-    groups: Mapping[str, Sequence[Results]], statistic: str = "r_med", at: str = "loss", levels: int = 5
+    groups: Mapping[str, Sequence[Results]],
+    statistic: str = "r_med",
+    at: str = "loss",
+    levels: int = 5,
+    *,
+    over: str | Sequence[str] | None = None,
 ) -> Table:
     """Ratios of a statistic, each other group over the first one, with their intervals over seeds.
 
-    With {"adam": ..., "sgdm": ...} the ratio is that of SGDM over Adam. Runs are paired by the seed in their `meta`,
-    by order where it is not known. At equal loss, each run's value at a level comes from the first two consecutive
-    iterates whose losses lie on both sides of it, interpolated log-linearly; nothing is extrapolated.
+    With {"adam": ..., "sgdm": ...} the ratio is that of SGDM over Adam. The answer is `table.primary` and
+    `table.verdict`: the geometric mean over the weight matrices (blocks of two or more dimensions that are not
+    embeddings), one number for each pair of runs and a t-interval over pairs. The rows of single blocks, with Holm's
+    correction over them, are for exploring.
+
+    Runs are paired by the seed in their `meta`, by order where it is not known. At equal loss a run counts up to its
+    lowest loss, and its value at a level comes from the first two consecutive iterates between which the loss falls
+    past it, interpolated log-linearly; nothing is extrapolated. Values that are missing, NaN, zero or infinite enter no
+    mean and are counted in the rows' status.
 
     Args:
         groups: Name -> the results of its runs, one per seed.
         statistic: What to compare; each of its labels (blocks) gives rows of its own.
         at: "loss" (equal evaluation loss), "step" (same step) or "time" (equal training time).
         levels: How many losses or times to compare at; at "step" all common steps are taken.
+        over: Labels, or globs of them, that the primary answer is the mean over, in place of the weight matrices.
 
     Returns:
-        One row per comparison, label and level, and rows at "all" for the pairs' mean log ratio over the levels.
+        The primary answer, and one row per comparison, label and level, with rows at "all" for the pairs' mean log
+        ratio over the levels.
 
     Raises:
-        InputError: Groups of another form, fewer than two of them, an unknown statistic or `at`, or runs that cannot
-            be compared, such as two that never reach a common loss.
+        InputError: Groups of another form, fewer than two of them, an unknown statistic or `at`, an `over` that fits
+            nothing, or runs that cannot be compared, such as two that never reach a common loss.
     """
     checked = check_groups(groups)
     if at not in PAIRINGS:
@@ -51,6 +63,7 @@ def contrast(
     notes += _unlike_settings(checked, statistic)
     first, *others = usable
     rows: list[Row] = []
+    comparisons: list[Comparison] = []
     for other in others:
         if not usable[first] or not usable[other]:
             empty = other if usable[first] else first
@@ -60,97 +73,34 @@ def contrast(
         meeting = PAIRINGS[at](pairs, levels)
         notes += [*(f"{other} / {first}: {remark}" for remark in remarks), *meeting.notes]
         if meeting.pairs:
-            rows += _rows(meeting, at, numerator=other, denominator=first)
-            runs = [run for pair in meeting.pairs for run in pair]
-            alone = [label for label in _labels(meeting) if any(label not in run.curve.values for run in runs)]
+            measured = [r for name in (first, other) for r in checked[name] if statistic in r.statistics]
+            made, answer = _compared(meeting, measured, (other, first), statistic, over)
+            rows += made
+            comparisons.append(answer)
+            alone = _not_everywhere(meeting)
             if alone:
                 notes.append(f"{', '.join(alone)}: not measured in every run of {first} and {other}.")
     if not rows:
         raise InputError(f"nothing can be compared at equal {at}: {' '.join(notes)}")
-    return Table(statistic, at, tuple(rows), tuple(dict.fromkeys(notes)))
+    return Table(statistic, at, tuple(rows), tuple(dict.fromkeys(notes)), tuple(comparisons))
 
 
-def _rows(meeting: Meeting, at: str, numerator: str, denominator: str) -> list[Row]:
-    pairs, labels = meeting.pairs, _labels(meeting)
-    losses = _log_ratios(
-        [
-            [(meeting.loss(b, x, at), meeting.loss(a, x, at)) for x in places]
-            for (a, b), places in zip(pairs, meeting.places, strict=True)
-        ]
-    )
-    logs = {
-        label: _log_ratios(
-            [
-                [(meeting.value(b, label, x, at), meeting.value(a, label, x, at)) for x in places]
-                for (a, b), places in zip(pairs, meeting.places, strict=True)
-            ]
-        )
-        for label in labels
-    }
-    # The last place stands for all of them: each pair's mean.
-    places: list[float | str] = ["all"]
-    if meeting.shared:
-        places = [*meeting.places[0].tolist(), "all"]
-    rows = []
-    for which, place in enumerate(places):
-        entries = {label: x if place == "all" else x[:, [which]] for label, x in logs.items()}
-        found = [over_seeds(_known(x)) for x in entries.values()]
-        loss_ratio = over_seeds(_known(losses if place == "all" else losses[:, [which]])).ratio
-        adjusted = holm([f.t_test_p for f in found])
-        for (label, x), f, p in zip(entries.items(), found, adjusted, strict=True):
-            rows.append(
-                Row(
-                    label=label,
-                    numerator=numerator,
-                    denominator=denominator,
-                    at=place,
-                    ratio=f.ratio,
-                    low=f.low,
-                    high=f.high,
-                    n=f.n,
-                    above=f.above,
-                    sign_test_p=f.sign_test_p,
-                    t_test_p=f.t_test_p,
-                    holm_p=p,
-                    loss_ratio=loss_ratio,
-                    status=_status(x, f.n),
-                )
-            )
-    # Block by block, each with its levels and their mean last.
-    return [row for label in labels for row in rows if row.label == label]
+def _compared(
+    meeting: Meeting, runs: list[Results], names: tuple[str, str], statistic: str, over: str | Sequence[str] | None
+) -> tuple[list[Row], Comparison]:
+    """The rows of one comparison and its primary answer."""
+    logs = log_ratios(meeting)
+    robust = log_ratios(meeting, open_ends=False) if logs.open_ended.any() else logs
+    choice = choose(runs, meeting.labels, over)
+    pairs = [(b.name, a.name, a.seed if a.seed == b.seed else None) for a, b in meeting.pairs]
+    answer = compared(logs, robust, choice, names, statistic, PLACES[meeting.at], pairs)
+    return rows_of(logs, meeting.places[0].tolist() if meeting.shared else None, *names), answer
 
 
-def _labels(meeting: Meeting) -> list[str]:
-    return list(dict.fromkeys(label for pair in meeting.pairs for run in pair for label in run.curve.values))
-
-
-def _log_ratios(values: list[list[tuple[float, float]]]) -> np.ndarray:
-    """log(numerator / denominator), shape (pairs, places); NaN where it does not exist."""
-    array = np.array(values, dtype=np.float64)
-    above, below = array[..., 0], array[..., 1]
-    with np.errstate(all="ignore"):
-        usable = np.isfinite(above) & np.isfinite(below) & (np.sign(above) * np.sign(below) > 0)
-        return np.where(usable, np.log(np.abs(above)) - np.log(np.abs(below)), np.nan)
-
-
-def _known(logs: np.ndarray) -> np.ndarray:
-    """Each pair's mean over the places that can be read; pairs without any are left out."""
-    return np.array([row[np.isfinite(row)].mean() for row in logs if np.isfinite(row).any()])
-
-
-def _status(entries: np.ndarray, n: int) -> str:
-    pairs, places = entries.shape
-    missing = int(np.isnan(entries).sum())
-    remarks = []
-    if n == 0:
-        remarks.append(f"no pair has a usable value ({LEFT_OUT})")
-    elif missing and places == 1:
-        remarks.append(f"{missing} of {pairs} pairs left out ({LEFT_OUT})")
-    elif missing:
-        remarks.append(f"{missing} of {entries.size} values left out ({LEFT_OUT})")
-    if n == 1:
-        remarks.append("no interval can be given with one seed")
-    return "; ".join(remarks) or "ok"
+def _not_everywhere(meeting: Meeting) -> list[str]:
+    """Labels that some run lacks."""
+    every = [set(run.curve.labels) for pair in meeting.pairs for run in pair]
+    return [label for label in meeting.labels if any(label not in labels for labels in every)]
 
 
 def _unlike_settings(groups: dict[str, list[Results]], statistic: str) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -61,21 +61,33 @@ def pair_ratios(
     if meeting is None or not meeting.pairs:
         notes += [*remarks, *(meeting.notes if meeting else [])]
         raise InputError(f"nothing can be compared at equal {at}: {' '.join(notes)}")
-    labels = dict.fromkeys(label for pair in meeting.pairs for run in pair for label in run.curve.values)
-    return [
-        PairRatio(
-            label,
-            float(place),
-            below.seed if below.seed == above.seed else None,
-            _ratio(meeting.value(above, label, place, at), meeting.value(below, label, place, at)),
-            meeting.loss(above, place, at),
-            meeting.loss(below, place, at),
+    labels = meeting.labels
+    found: list[PairRatio] = []
+    for (below, above), places in zip(meeting.pairs, meeting.places, strict=True):
+        top, bottom = (
+            meeting.reading(run, places).read(run.curve.rows(labels, run.curve.values)) for run in (above, below)
         )
-        for label in labels
-        for (below, above), places in zip(meeting.pairs, meeting.places, strict=True)
-        for place in places
+        losses = [meeting.losses(run, places) for run in (above, below)]
+        seed = below.seed if below.seed == above.seed else None
+        found += [
+            PairRatio(label, float(x), seed, _ratio(top[i, k], bottom[i, k]), float(losses[0][k]), float(losses[1][k]))
+            for i, label in enumerate(labels)
+            for k, x in enumerate(places)
+        ]
+    return sorted(found, key=lambda p: labels.index(p.label))
+
+
+def mean_ratios(ratios: Sequence[PairRatio], label: str) -> list[PairRatio]:
+    """Geometric means over the labels of `pair_ratios`, pair by pair and place by place; NaN where one is missing."""
+    by_label: dict[str, list[PairRatio]] = {}
+    for p in ratios:
+        by_label.setdefault(p.label, []).append(p)
+    return [
+        replace(same[0], label=label, ratio=float(np.exp(np.mean([np.log(p.ratio) for p in same]))))
+        for same in zip(*by_label.values(), strict=True)
     ]
 
 
 def _ratio(above: float, below: float) -> float:
-    return above / below if np.isfinite(above) and np.isfinite(below) and above * below > 0 else np.nan
+    usable = np.isfinite(above) and np.isfinite(below) and np.sign(above) * np.sign(below) > 0
+    return float(above / below) if usable else np.nan

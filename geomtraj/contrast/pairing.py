@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from geomtraj.contrast.curves import Curve, at_level, curve
+from geomtraj.contrast.curves import Curve, Places, at_places, between, curve
 from geomtraj.errors import InputError, unknown_name
 from geomtraj.measuring.results import Results
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a group: its name in messages, its seed if it is known, its statistic along the way."""
+    """One run of a group.
+
+    Attributes:
+        name: In messages.
+        seed: None where it is not known.
+        curve: Its statistic along the way; up to the lowest loss where runs are paired by their loss.
+        rises: Where the lowest loss is, in words, if iterates behind it were cut off; else empty.
+    """
 
     name: str
     seed: int | None
     curve: Curve
+    rises: str = ""
 
 
 Pair = tuple[Run, Run]
@@ -85,8 +93,32 @@ def usable_runs(
             elif statistic not in results.statistics:
                 notes.append(f"{name} ({results.path.name}) is left out: {statistic!r} was not measured.")
             else:
-                usable[group].append(Run(name, results.meta.get("seed"), curve(results, statistic)))
-    return usable, notes
+                along = curve(results, statistic)
+                falling = along.falling() if needs_loss else along
+                usable[group].append(Run(name, results.meta.get("seed"), falling, _rise(along, falling)))
+    return usable, [*notes, *_rising([run for runs in usable.values() for run in runs])]
+
+
+def _rise(whole: Curve, falling: Curve) -> str:
+    """Where a run's loss is lowest and what it rises to behind that; empty where it ends lowest."""
+    if len(falling.steps) == len(whole.steps):
+        return ""
+    rest = whole.losses[len(falling.steps) :]
+    end = f" and rises to {np.nanmax(rest):.4g} by the end" if np.isfinite(rest).any() else ""
+    return f"{falling.losses[-1]:.4g} at step {falling.steps[-1]}{end}"
+
+
+def _rising(runs: list[Run], most: int = 6) -> list[str]:
+    """A note on the runs whose loss is not lowest at their end."""
+    rising = [run for run in runs if run.rises]
+    if not rising:
+        return []
+    named = [f"{run.name} {run.rises}" for run in rising[:most]]
+    more = f"; and {len(rising) - most} more" if len(rising) > most else ""
+    return [
+        f"in {len(rising)} of {len(runs)} runs the loss does not end at its lowest ({'; '.join(named)}{more}): "
+        "runs are paired where their loss still falls, up to each one's lowest."
+    ]
 
 
 def pair_up(first: list[Run], other: list[Run]) -> tuple[list[Pair], list[str]]:
@@ -126,34 +158,37 @@ class Meeting:
     """Where the pairs of one comparison are read.
 
     Attributes:
+        at: "loss", "step" or "time".
         pairs: The pairs that can be read there.
-        places: Levels of the loss, steps or times, by pair; equal for all pairs if `shared`.
+        places: Levels of the loss, steps or times, by pair, shape (m,); equal for all pairs if `shared`.
         shared: Whether all pairs are read at the same places.
-        log_loss: Whether losses are interpolated on the log scale.
         notes: What was left out, and why.
+        log_loss: Whether losses are interpolated on the log scale.
     """
 
+    at: str
     pairs: list[Pair]
     places: list[np.ndarray]
     shared: bool
-    log_loss: bool
-    notes: list[str]
+    notes: list[str] = field(default_factory=list)
+    log_loss: bool = True
 
-    def value(self, run: Run, label: str, place: float, at: str) -> float:
-        """The statistic of a run at one of the places, NaN where it cannot be read."""
-        values = run.curve.values.get(label)
-        return np.nan if values is None else self._read(run.curve, values, place, at)
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """All labels of the runs, in the order of their first appearance."""
+        return tuple(dict.fromkeys(label for pair in self.pairs for run in pair for label in run.curve.labels))
 
-    def loss(self, run: Run, place: float, at: str) -> float:
-        """The loss of a run at one of the places."""
-        return place if at == "loss" else self._read(run.curve, run.curve.losses, place, at)
+    def reading(self, run: Run, places: np.ndarray) -> Places:
+        """Between which iterates a run is read at the places (m,)."""
+        if self.at == "step":
+            return at_places(run.curve.steps, places)
+        if self.at == "time":
+            return between(run.curve.times, places, log_x=False)
+        return between(run.curve.losses, places, self.log_loss, falling=True)
 
-    def _read(self, along: Curve, values: np.ndarray, place: float, at: str) -> float:
-        if at == "step":
-            return float(values[np.flatnonzero(along.steps == place)[0]])
-        if at == "time":
-            return at_level(along.times, values, place, log_x=False)
-        return at_level(along.losses, values, place, log_x=self.log_loss)
+    def losses(self, run: Run, places: np.ndarray) -> np.ndarray:
+        """The loss of a run at the places, shape (m,)."""
+        return places if self.at == "loss" else self.reading(run, places).read(run.curve.losses)
 
 
 def meet_at_loss(pairs: list[Pair], levels: int) -> Meeting:
@@ -168,7 +203,7 @@ def meet_at_loss(pairs: list[Pair], levels: int) -> Meeting:
     def grid(high: float, low: float) -> np.ndarray:
         return spaced(high, low, levels + 2)[1:-1]
 
-    meeting = _meet(pairs, "losses", "measured losses", lambda c: c.losses, grid, log_loss)
+    meeting = _meet("loss", pairs, ("losses", "measured losses"), lambda c: c.losses, grid, log_loss)
     if not log_loss:
         meeting.notes.append("losses at or below zero occur: interpolation and levels are linear in the loss.")
     return meeting
@@ -177,7 +212,11 @@ def meet_at_loss(pairs: list[Pair], levels: int) -> Meeting:
 def meet_at_time(pairs: list[Pair], levels: int) -> Meeting:
     """Training times, in seconds, evenly spaced up to the end of the shortest run."""
     return _meet(
-        pairs, "times", "recorded times", lambda c: c.times, lambda end, start: np.linspace(start, end, levels + 1)[1:]
+        "time",
+        pairs,
+        ("times", "recorded times"),
+        lambda c: c.times,
+        lambda end, start: np.linspace(start, end, levels + 1)[1:],
     )
 
 
@@ -193,8 +232,8 @@ def meet_at_step(pairs: list[Pair], levels: int) -> Meeting:
             notes.append("step 0 is left out: there the runs of a pair stand at the same point.")
     if not common:
         notes.append("no step past the start was measured in all runs: record the runs with the same schedule.")
-        return Meeting([], [], True, True, notes)
-    return Meeting(pairs, [np.array(sorted(common))] * len(pairs), True, True, notes)
+        return Meeting("step", [], [], True, notes)
+    return Meeting("step", pairs, [np.array(sorted(common))] * len(pairs), True, notes)
 
 
 PAIRINGS: dict[str, Callable[[list[Pair], int], Meeting]] = {
@@ -205,14 +244,15 @@ PAIRINGS: dict[str, Callable[[list[Pair], int], Meeting]] = {
 
 
 def _meet(
+    at: str,
     pairs: list[Pair],
-    what: str,
-    measured: str,
+    words: tuple[str, str],
     axis: Callable[[Curve], np.ndarray],
     grid: Callable[[float, float], np.ndarray],
     log_loss: bool = True,
 ) -> Meeting:
     """Places inside the range of `axis` that the pairs share."""
+    what, measured = words
     kept, ranges, notes = [], [], []
     for pair in pairs:
         spans = [_span(axis(run.curve)) for run in pair]
@@ -224,12 +264,12 @@ def _meet(
             covers = " and ".join(f"{run.name} covers {_range(span)}" for run, span in zip(pair, spans, strict=True))
             notes.append(f"a pair without common {what} is left out ({measured}: {covers}).")
     if not kept:
-        return Meeting([], [], True, log_loss, notes)
+        return Meeting(at, [], [], True, notes, log_loss)
     low, high = max(r[0] for r in ranges), min(r[1] for r in ranges)
     if low < high:
-        return Meeting(kept, [grid(high, low)] * len(kept), True, log_loss, notes)
+        return Meeting(at, kept, [grid(high, low)] * len(kept), True, notes, log_loss)
     notes.append(f"no {what} are common to all pairs: each pair is read at its own, and only their mean is given.")
-    return Meeting(kept, [grid(high, low) for low, high in ranges], False, log_loss, notes)
+    return Meeting(at, kept, [grid(high, low) for low, high in ranges], False, notes, log_loss)
 
 
 def _span(x: np.ndarray) -> tuple[float, float]:

@@ -1,69 +1,43 @@
-"""The contrast table: ratios of a statistic between optimizers, with their intervals over seeds."""
+"""The contrast table: the primary answer, and the ratios of single labels with their intervals over seeds."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from geomtraj.contrast.primary import Comparison
+from geomtraj.contrast.row import Row
 from geomtraj.trajectory.files import write_bytes, write_json
 
-
-@dataclass(frozen=True)
-class Row:
-    """One ratio, numerator over denominator, dimensionless, over the pairs of runs.
-
-    Attributes:
-        label: The quantity: block name, or the statistic's own name.
-        numerator: Group above the line.
-        denominator: Group below the line.
-        at: Loss, step or time in seconds where the runs are compared; "all" for the mean log ratio over them all.
-        ratio: Geometric mean over pairs.
-        low: Lower end of the 95 % t-interval on the log scale; NaN with one pair.
-        high: Upper end of it.
-        n: Number of pairs.
-        above: How many pairs have a ratio above 1.
-        sign_test_p: Two-sided p of the sign test, for this row alone.
-        t_test_p: Two-sided p of the paired t-test of the log ratios, for this row alone.
-        holm_p: `t_test_p` after Holm's correction over the labels with the same groups and `at`.
-        loss_ratio: Geometric mean of the pairs' losses there, numerator over denominator; 1 at equal loss.
-        status: "ok", or what was left out or cannot be given.
-    """
-
-    label: str
-    numerator: str
-    denominator: str
-    at: float | int | str
-    ratio: float
-    low: float
-    high: float
-    n: int
-    above: int
-    sign_test_p: float
-    t_test_p: float
-    holm_p: float
-    loss_ratio: float
-    status: str
+PLACES = {"loss": "at equal loss", "step": "at the same step", "time": "at equal training time"}
+MOST_PRINTED = 200
+"""Rows at single places that are printed; the rest is counted."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Table:
-    """Ratios between groups of runs; iterates over its rows.
+    """Ratios between groups of runs; iterates over the rows of single labels.
+
+    The primary answer is one question fixed before looking: the ratio over the weight matrices, with runs as units.
+    Single blocks are the second, exploratory table, with Holm's correction over them.
 
     Attributes:
         statistic: What was compared.
         at: "loss", "step" or "time".
         rows: One row per comparison, label and place, the mean over all places ("all") last.
         notes: What was left out and why, one sentence each.
+        comparisons: The primary answer of each group against the first one.
     """
 
     statistic: str
     at: str
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self.rows)
@@ -71,13 +45,27 @@ class Table:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def __repr__(self) -> str:
+        return f"Table({self.statistic} {PLACES[self.at]}, {len(self.rows)} rows; {self.verdict})"
+
+    @property
+    def primary(self) -> Row | None:
+        """The primary answer's row, of the first comparison; None where nothing can be said."""
+        return self.comparisons[0].primary if self.comparisons else None
+
+    @property
+    def verdict(self) -> str:
+        """The primary answer of the first comparison in a sentence that begins with "above", "below" or "undecided"."""
+        return self.comparisons[0].verdict if self.comparisons else "undecided: no two groups were compared."
+
     @property
     def caption(self) -> str:
         """What the numbers are."""
-        where = {"loss": "equal loss", "step": "the same step", "time": "equal training time (seconds)"}[self.at]
+        seconds = " (seconds)" if self.at == "time" else ""
         return (
-            f"Ratio of {self.statistic} at {where}: geometric mean over pairs of runs, 95 % t-interval on the log "
-            "scale. p of the sign test and of the t-test are per row; holm_p corrects the latter over blocks."
+            f"Ratio of {self.statistic} {PLACES[self.at]}{seconds}: geometric mean over pairs of runs, 95 % t-interval "
+            "on the log scale, never narrower than the single values' own intervals make it. p of the sign test and of "
+            "the t-test are per row; holm_p corrects the latter over blocks."
         )
 
     def overall(self) -> list[Row]:
@@ -87,9 +75,10 @@ class Table:
     def csv_text(self) -> str:
         """The rows as CSV, one header line first."""
         text = io.StringIO()
-        writer = csv.DictWriter(text, [f.name for f in fields(Row)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in self.rows)
+        writer = csv.writer(text, lineterminator="\n")
+        names = [f.name for f in fields(Row)]
+        writer.writerow(names)
+        writer.writerows([getattr(row, name) for name in names] for row in self.rows)
         return text.getvalue()
 
     def to_csv(self, path: str | Path) -> Path:
@@ -107,21 +96,42 @@ class Table:
         Raises:
             TrajectoryError: The file cannot be written.
         """
-        content = asdict(self) | {"caption": self.caption, "rows": [asdict(row) for row in self.rows]}
-        content["notes"] = list(self.notes)
+        content = {
+            "statistic": self.statistic,
+            "at": self.at,
+            "verdict": self.verdict,
+            "primary": None if self.primary is None else asdict(self.primary),
+            "comparisons": [asdict(c) for c in self.comparisons],
+            "caption": self.caption,
+            "rows": [asdict(row) for row in self.rows],
+            "notes": list(self.notes),
+        }
         if path is not None:
             write_json(Path(path), content)
         return content
 
     def __str__(self) -> str:
-        header = ["label", "ratio of", "at", "ratio", "95 % interval", "n", "above 1", "sign p", "Holm p", "loss ratio"]
-        lines = [[*header, "status"]]
-        for r in self.rows:
-            place = r.at if isinstance(r.at, (str, int)) else f"{r.at:.4g}"
-            interval, tests = f"[{r.low:.3g}, {r.high:.3g}]", [f"{r.sign_test_p:.3g}", f"{r.holm_p:.3g}"]
-            names = [r.label, f"{r.numerator} / {r.denominator}", str(place)]
-            seeds = [f"{r.ratio:.3g}", interval, str(r.n), f"{r.above} of {r.n}"]
-            lines.append([*names, *seeds, *tests, f"{r.loss_ratio:.3g}", r.status])
-        widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-        body = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
-        return "\n".join([self.caption, "", *body, *([""] if self.notes else []), *(f"note: {n}" for n in self.notes)])
+        """The verdict, the primary row and each label's row, then single places, then notes."""
+        answers = [text for c in self.comparisons for text in (c.verdict, *c.remarks)]
+        primary = [c.primary for c in self.comparisons if c.primary is not None]
+        single = [row for row in self.rows if row.at != "all"]
+        parts = [*answers, "", *_lines([*primary, *self.overall()])]
+        if single:
+            parts += ["", "At single places:", *_lines(single[:MOST_PRINTED])]
+            if len(single) > MOST_PRINTED:
+                parts.append(f"... and {len(single) - MOST_PRINTED} more rows: to_csv writes them all.")
+        return "\n".join([*parts, "", self.caption, *(f"note: {n}" for n in self.notes)])
+
+
+def _lines(rows: Sequence[Row]) -> list[str]:
+    """The rows as lines of a table of fixed width, a header first."""
+    header = ["label", "ratio of", "at", "ratio", "95 % interval", "n", "above 1", "sign p", "Holm p", "loss ratio"]
+    lines = [[*header, "status"]]
+    for r in rows:
+        place = r.at if isinstance(r.at, (str, int)) else f"{r.at:.4g}"
+        interval, tests = f"[{r.low:.3g}, {r.high:.3g}]", [f"{r.sign_test_p:.3g}", f"{r.holm_p:.3g}"]
+        names = [r.label, f"{r.numerator} / {r.denominator}", str(place)]
+        seeds = [f"{r.ratio:.3g}", interval, str(r.n), f"{r.above} of {r.n}"]
+        lines.append([*names, *seeds, *tests, f"{r.loss_ratio:.3g}", r.status])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]

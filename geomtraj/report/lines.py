@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.path import Path
 
-from geomtraj.contrast.curves import at_level, curve
+from geomtraj.contrast.curves import at_places, between, curve
 from geomtraj.measuring.results import Results
 from geomtraj.report.style import Look, log_axis, step_axis
 
@@ -49,23 +49,26 @@ def points(results: Results, statistic: str, label: str, sign: int = 1) -> Point
 def mean_over_seeds(runs: list[Results], statistic: str, label: str, sign: int, over: str) -> np.ndarray:
     """Geometric mean, lowest and highest over the seeds, rows (x, mean, low, high), shape (n, 4).
 
-    Over steps: at those that all runs have. Over the loss: inside the range that all runs cover, by bracketing.
+    Over steps: at those that all runs have. Over the loss: inside the range that all runs cover on their way down, by
+    bracketing.
     """
-    curves = [curve(r, statistic) for r in runs]
-    curves = [c for c in curves if label in c.values]
+    curves = [curve(r, statistic, [label]) for r in runs if statistic in r.statistics]
+    curves = [c for c in curves if np.isfinite(c.values).any()]
     if not curves:
         return np.empty((0, 4))
     if over == "step":
-        places = np.array(sorted(set.intersection(*(set(c.steps.tolist()) for c in curves))), dtype=np.float64)
-        read = [[c.values[label][c.steps == x][0] for x in places] for c in curves]
+        common = set.intersection(*(set(c.steps.tolist()) for c in curves))
+        places = np.array(sorted(common), dtype=np.float64)
+        read = [at_places(c.steps, places).read(c.values[0]) for c in curves]
     else:
+        curves = [c.falling() for c in curves]
         finite = [c.losses[np.isfinite(c.losses)] for c in curves]
         high = min((x.max() for x in finite if x.size), default=0.0)
         low = max((x.min() for x in finite if x.size), default=0.0)
         if not 0 < low < high or not all(x.size for x in finite):
             return np.empty((0, 4))
         places = np.geomspace(high, low, GRID)
-        read = [[at_level(c.losses, c.values[label], x) for x in places] for c in curves]
+        read = [between(c.losses, places, falling=True).read(c.values[0]) for c in curves]
     values = sign * np.array(read, dtype=np.float64)
     good = (np.isfinite(values) & (values > 0)).all(axis=0)
     values, places = values[:, good], places[good]

@@ -1,4 +1,4 @@
-"""The answer in words, computed from the contrast: counts of blocks, never more than the intervals allow."""
+"""The answer in words: the contrast's own verdict, what it means for the claim, and what it rests on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import math
 import statistics
 from dataclasses import dataclass
 
-from geomtraj.contrast import Row, Table
+from geomtraj.contrast import Comparison, Row, Table
+from geomtraj.contrast.primary import ABOVE, UNDECIDED, bracketed
 from geomtraj.measuring.results import Results
 from geomtraj.report.material import ALL, Material
 from geomtraj.report.style import number
@@ -29,24 +30,39 @@ class Answer:
 def answers(material: Material) -> list[Answer]:
     """One answer for each optimizer compared with the first one."""
     table = material.tables.get(("r_med", "loss"))
-    if table is None:
-        return []
-    comparisons = dict.fromkeys((r.numerator, r.denominator) for r in table)
-    return [_answer(material, table, *names) for names in comparisons]
+    return [_answer(material, table, c) for c in table.comparisons] if table is not None else []
 
 
-def _answer(material: Material, table: Table, numerator: str, denominator: str) -> Answer:
-    rows = [r for r in table.overall() if (r.numerator, r.denominator) == (numerator, denominator)]
+def _answer(material: Material, table: Table, found: Comparison) -> Answer:
+    names = (found.numerator, found.denominator)
+    rows = [r for r in table.overall() if (r.numerator, r.denominator) == names]
     blocks = [r for r in rows if r.label != ALL and r.n] or [r for r in rows if r.n]
-    levels = [r.at for r in table if r.at != "all" and r.numerator == numerator and r.label == rows[0].label]
-    direction = family(material, numerator, denominator)
-    texts = [_where(levels, rows)]
-    if not blocks:
-        return Answer(f"{numerator} against {denominator}", "It cannot be decided: no block has a usable ratio.", texts)
-    texts.append(_counts(blocks, numerator, denominator))
+    levels = [float(r.at) for r in table if r.at != "all" and r.numerator == names[0] and r.label == rows[0].label]
+    texts = [*claim(found.side, family(material, *names), *names), _where(levels, rows), *found.remarks]
+    if blocks:
+        texts.append(_counts(blocks, *names))
     texts += [_overall(r) for r in rows if r.label == ALL and r.n]
-    texts += _same_step(material, numerator, denominator)
-    return Answer(f"{numerator} against {denominator}", verdict(blocks, numerator, denominator, direction), texts)
+    texts += _same_step(material, *names)
+    return Answer(f"{names[0]} against {names[1]}", found.verdict, texts)
+
+
+def claim(side: str, direction: int, numerator: str, denominator: str) -> list[str]:
+    """What an answer means for the paper's claim, in one sentence; nothing where the claim says nothing.
+
+    Args:
+        side: "above", "below" or "undecided".
+        direction: What the claim says, from `family`.
+        numerator: Group above the line.
+        denominator: Group below the line.
+    """
+    if not direction:
+        return []
+    lower, higher = (denominator, numerator) if direction > 0 else (numerator, denominator)
+    text = f"The claim that {higher} runs through larger R_med than {lower}"
+    if side == UNDECIDED:
+        return [f"{text} is neither borne out nor refuted here."]
+    holds = (side == ABOVE) == (direction > 0)
+    return [f"{text} {'holds here' if holds else 'does not hold here: it is the other way round'}."]
 
 
 def family(material: Material, numerator: str, denominator: str) -> int:
@@ -59,51 +75,6 @@ def family(material: Material, numerator: str, denominator: str) -> int:
         return "sgd" if names <= set(SGD) else "other"
 
     return {("sgd", "adaptive"): 1, ("adaptive", "sgd"): -1}.get((kind(numerator), kind(denominator)), 0)
-
-
-def verdict(blocks: list[Row], numerator: str, denominator: str, direction: int) -> str:
-    """The answer in one sentence, as far as the 95 % intervals over seeds allow one.
-
-    Args:
-        blocks: One row per block.
-        numerator: Group above the line.
-        denominator: Group below the line.
-        direction: What the claim says, from `family`.
-    """
-    n, total = max(r.n for r in blocks), len(blocks)
-    above, below = sum(r.low > 1 for r in blocks), sum(r.high < 1 for r in blocks)
-    firm = sum(r.holm_p < 0.05 for r in blocks)
-    lower, higher = (denominator, numerator) if direction >= 0 else (numerator, denominator)
-    claim = f"the claim that {higher} runs through larger R_med than {lower}"
-    agree, oppose = (above, below) if direction >= 0 else (below, above)
-    if n < 2:
-        subject = claim if direction else "whether the two travelled through different terrain"
-        return f"{_capital(subject)} cannot be decided with n = {n}: one seed gives no interval."
-    if above + below == 0:
-        lead = f"{_capital(claim)} does not hold here" if direction else "No difference is seen here"
-        return (
-            f"{lead}: at equal loss no block's interval leaves out 1 (n = {n}; a difference may be too small to see)."
-        )
-    if firm == 0 and max(above, below) <= total / 2:
-        subject = claim if direction else "whether the two travelled through different terrain"
-        return (
-            f"{_capital(subject)} cannot be decided here: {_blocks(above + below, total)} leave out 1, "
-            f"none after Holm's correction over blocks (n = {n})."
-        )
-    if not direction:
-        sides = f"larger on {numerator}'s path in {above} and smaller in {below} of {total} blocks"
-        return f"The two travelled through different terrain at equal loss: R_med is {sides} (n = {n})."
-    if agree > total / 2:
-        return f"{_capital(claim)} holds here for most blocks: {agree} of {total} at equal loss (n = {n})."
-    if oppose >= agree:
-        return (
-            f"{_capital(claim)} does not hold here: at equal loss {agree} of {total} blocks agree with it and {oppose} "
-            f"lie the other way (n = {n})."
-        )
-    return (
-        f"{_capital(claim)} does not hold here for most blocks: at equal loss {agree} of {total} agree with it and "
-        f"{oppose} lie the other way (n = {n})."
-    )
 
 
 def precision(material: Material) -> list[str]:
@@ -152,16 +123,15 @@ def _where(levels: list, rows: list[Row]) -> str:
 
 def _counts(blocks: list[Row], numerator: str, denominator: str) -> str:
     total = len(blocks)
-    typical = math.exp(statistics.fmean(math.log(r.ratio) for r in blocks))
-    text = f"R_med of {numerator} over R_med of {denominator}: {number(typical)} in the geometric mean over blocks; "
+    lead = f"Block by block, for exploring: R_med of {numerator} over that of {denominator} "
     if max(r.n for r in blocks) < 2:
-        return text + f"above 1 in {sum(r.ratio > 1 for r in blocks)} of {total} blocks, without intervals."
+        return lead + f"is above 1 in {sum(r.ratio > 1 for r in blocks)} of {total} blocks, without intervals."
     above, below = sum(r.low > 1 for r in blocks), sum(r.high < 1 for r in blocks)
     firm_above = sum(r.holm_p < 0.05 and r.ratio > 1 for r in blocks)
     firm_below = sum(r.holm_p < 0.05 and r.ratio < 1 for r in blocks)
-    return text + (
-        f"of {total} blocks the 95 % interval lies above 1 in {above}, below 1 in {below} and contains 1 in "
-        f"{total - above - below} (after Holm's correction over blocks {firm_above} above and {firm_below} below)."
+    return lead + (
+        f"has an interval above 1 in {above} of {total}, below 1 in {below} and around 1 in {total - above - below} "
+        f"(after Holm's correction over blocks {firm_above} above and {firm_below} below)."
     )
 
 
@@ -172,23 +142,15 @@ def _overall(row: Row) -> str:
 
 def _same_step(material: Material, numerator: str, denominator: str) -> list[str]:
     table = material.tables.get(("r_med", "step"))
-    rows = [r for r in table.overall() if (r.numerator, r.denominator) == (numerator, denominator)] if table else []
-    blocks = [r for r in rows if r.label != ALL and r.n] or [r for r in rows if r.n]
-    if not blocks:
+    names = (numerator, denominator)
+    comparisons = table.comparisons if table is not None else ()
+    found = next((c.primary for c in comparisons if (c.numerator, c.denominator) == names), None)
+    if found is None:
         return []
-    typical = math.exp(statistics.fmean(math.log(r.ratio) for r in blocks))
-    text = f"At the same step instead, the geometric mean over blocks is {number(typical)}"
-    if math.isfinite(blocks[0].loss_ratio):
+    text = f"At the same step instead, the ratio over {found.label} is {bracketed(found)}"
+    if math.isfinite(found.loss_ratio):
         text += (
-            f"; the losses are not equal there, {numerator}'s being {number(blocks[0].loss_ratio)} times "
+            f"; the losses are not equal there, {numerator}'s being {number(found.loss_ratio)} times "
             f"{denominator}'s, so that ratio mixes terrain with progress"
         )
     return [text + "."]
-
-
-def _blocks(count: int, total: int) -> str:
-    return f"the intervals of {count} of {total} blocks"
-
-
-def _capital(text: str) -> str:
-    return text[0].upper() + text[1:]

@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from geomtraj._version import __version__
 from geomtraj.errors import InputError, TrajectoryError
 from geomtraj.trajectory.files import read_json, replace_file, write_all
-from geomtraj.trajectory.model_state import aliases, named_parameters
+from geomtraj.trajectory.model_state import aliases, kinds, named_parameters
 from geomtraj.trajectory.steps import class_name, parameters_of
 from geomtraj.trajectory.store import newer_format
 
@@ -71,6 +71,7 @@ def describe(
         "trainable": [name for name, p in parameters.items() if p.requires_grad],
         "not_optimized": not_optimized(model, optimizers),
         "aliases": aliases(model),
+        "kinds": kinds(model),
         "dtype": sorted({str(p.dtype).removeprefix("torch.") for p in parameters.values()}),
         "optimizer": optimizer,
         **({"optimizers": described} if len(described) > 1 else {}),

@@ -54,6 +54,17 @@ def aliases(model: nn.Module) -> dict[str, str]:
     return {clean_name(name): first[id(p)] for name, p in every if clean_name(name) != first[id(p)]}
 
 
+def kinds(model: nn.Module) -> dict[str, str]:
+    """What holds each parameter: "embedding" for tables that are looked up, else the class of its module."""
+    found: dict[int, str] = {}
+    for module in unwrap(model).modules():
+        looked_up = isinstance(module, (nn.Embedding, nn.EmbeddingBag))
+        for parameter in module.parameters(recurse=False):
+            if looked_up or id(parameter) not in found:
+                found[id(parameter)] = "embedding" if looked_up else type(module).__name__
+    return {name: found[id(p)] for name, p in named_parameters(model).items() if id(p) in found}
+
+
 def snapshot(model: nn.Module) -> dict[str, Any]:
     """The model's part of an iterate: parameters, buffers (as references) and the names that require grad."""
     parameters = named_parameters(model)

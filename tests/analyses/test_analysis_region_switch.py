@@ -11,8 +11,8 @@ from click.testing import CliRunner
 from region_switch_runs import Compared
 
 from geomtraj import tasks
-from geomtraj.contrast.seeds import over_seeds
-from geomtraj.contrast.two_way import two_way
+from geomtraj.inference.ratios import over_seeds
+from geomtraj.inference.two_way import two_way
 from geomtraj.report.material import LeftOut
 from geomtraj.trajectory import Trajectory
 

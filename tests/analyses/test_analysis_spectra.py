@@ -15,8 +15,8 @@ from scipy import stats
 from spectra_points import ALL, Point, Task
 
 from geomtraj import tasks
-from geomtraj.contrast.agreement import Ranks
 from geomtraj.contrast.nearest import Match
+from geomtraj.inference.rank_correlation import Ranks
 from geomtraj.operators import Hessian
 from geomtraj.report.material import LeftOut
 from geomtraj.trajectory import Trajectory

@@ -6,7 +6,7 @@ from synthetic import results_of
 
 from geomtraj.contrast import contrast
 from geomtraj.contrast.blocks import mean_over_blocks, only, usable_everywhere
-from geomtraj.contrast.seeds import over_seeds
+from geomtraj.inference.ratios import over_seeds
 
 STEPS = [0, 10, 20, 30]
 NAMES = ["u", "v", "w"]

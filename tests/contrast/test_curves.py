@@ -49,5 +49,6 @@ def test_curve_lines_up_losses_and_labels():
     first = results_of([0, 5], [3.0, 2.0], {"a": [1, 2], "b": [3, 4]})
     found = curve(first, "r_med")
     assert found.steps.tolist() == [0, 5] and found.losses.tolist() == [3.0, 2.0]
-    assert found.values["b"].tolist() == [3.0, 4.0]
+    assert found.rows(("b",), found.values).tolist() == [[3.0, 4.0]]
+    assert np.isnan(found.rows(("c",), found.values)).all()
     assert np.isnan(curve(results_of([0, 5], None, {"a": [1, 2]}), "r_med").losses).all()

@@ -9,9 +9,8 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
 
-from geomtraj.contrast.seeds import CONFIDENCE
+from geomtraj.inference.interval import CONFIDENCE, t_quantile
 
 Which = Literal["within", "between"]
 
@@ -53,7 +52,7 @@ def explained(
     its points, with replacement: Student's t with the draws' standard deviation on Fisher's scale, arctanh of R. It
     does not say what other layers would have given. On simulated data of known R^2 with 5 seeds
     the 95 % intervals held it in 92 and 96 % (within) and 90 % (between) of 80 data sets each
-    (`tests/contrast/test_explained.py`); a true R^2 of exactly 0 they may miss.
+    (`tests/inference/test_regression.py`); a true R^2 of exactly 0 they may miss.
 
     Args:
         y: Values, shape (n,).
@@ -86,7 +85,7 @@ def explained(
         found, _ = sums.fit(times.astype(float), part)
         known = found[np.isfinite(found)]
         spread = float(np.std(_fisher(known))) * math.sqrt(count / (count - 1)) if len(known) > draws / 2 else math.nan
-        half = float(stats.t.ppf((1 + confidence) / 2, count - 1)) * spread
+        half = float(t_quantile(confidence, count - 1)) * spread
         ends = np.tanh(np.maximum(_fisher(r2) + np.array([-half, half]), 0)) ** 2
         low, high = (float(x) for x in ends)
     held_out = _held_out_layers(data, layer) if part == "between" else _held_out_seeds(data, layer, unit)
@@ -231,7 +230,7 @@ def share_of(y: ArrayLike, predictor: ArrayLike, confidence: float = CONFIDENCE)
     if n < 2:
         return Share(share, math.nan, math.nan, n)
     covariance = np.cov(pairs.T) / n
-    t = float(stats.t.ppf((1 + confidence) / 2, n - 1)) ** 2
+    t = float(t_quantile(confidence, n - 1)) ** 2
     # The ratios r for which the mean of predictor - r y cannot be told from 0.
     a = below**2 - t * covariance[0, 0]
     b = below * above - t * covariance[0, 1]

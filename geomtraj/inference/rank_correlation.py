@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
 
-from geomtraj.contrast.seeds import CONFIDENCE
+from geomtraj.inference.interval import CONFIDENCE, t_interval
 
 LEAST = 4
 """Fewest points of a seed, layer or iterate whose correlation counts."""
@@ -57,6 +56,8 @@ def spearman(x: ArrayLike, y: ArrayLike) -> float:
 
 def kendall(x: ArrayLike, y: ArrayLike) -> float:
     """Kendall's tau-b; NaN with fewer than three points, or where all x or all y are equal."""
+    from scipy import stats  # takes a second to import
+
     return _coefficient(lambda a, b: float(stats.kendalltau(a, b).statistic), x, y)
 
 
@@ -104,11 +105,9 @@ def agreement(
 
 
 def _over_seeds(each: list[float], points: int, confidence: float) -> Ranks:
-    n, mean = len(each), float(np.mean(each)) if each else math.nan
-    if n < 2:
-        return Ranks(mean, math.nan, math.nan, n, points)
-    half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * float(np.std(each, ddof=1)) / math.sqrt(n)
-    return Ranks(mean, max(mean - half, -1.0), min(mean + half, 1.0), n, points)
+    found = t_interval(each, confidence=confidence)
+    low, high = (float(np.clip(x, -1.0, 1.0)) for x in (found.low, found.high))
+    return Ranks(found.value, low, high, found.n, points)
 
 
 def _split(points: list[int], labels: Sequence[Hashable]) -> list[list[int]]:
@@ -126,7 +125,13 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 def _coefficient(function: Callable[[np.ndarray, np.ndarray], float], x: ArrayLike, y: ArrayLike) -> float:
     """The function of both's ranks, ties at their mean rank."""
-    a, b = (stats.rankdata(np.asarray(values, dtype=np.float64)) for values in (x, y))
+    a, b = (_ranks(np.asarray(values, dtype=np.float64)) for values in (x, y))
     if a.size < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return math.nan
     return function(a, b)
+
+
+def _ranks(x: np.ndarray) -> np.ndarray:
+    """Ranks from 1, ties at their mean, shape (n,)."""
+    _, place, count = np.unique(x, return_inverse=True, return_counts=True)
+    return (np.cumsum(count) - (count - 1) / 2)[place]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from geomtraj.contrast.seeds import OverSeeds, over_seeds
+from geomtraj.inference.ratios import OverSeeds, over_seeds
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from geomtraj.contrast.explained import explained, share_of
+from geomtraj.inference.regression import explained, share_of
 
 
 def invented(rng, seeds, slope=1.0, offsets=None, layers=8, points=10, noise=1.0):

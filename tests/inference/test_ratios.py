@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from geomtraj.contrast.seeds import holm, over_seeds
+from geomtraj.inference.ratios import holm, over_seeds
 
 LOGS = np.random.default_rng(0).normal(0.3, 0.4, size=7)
 

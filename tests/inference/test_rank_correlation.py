@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from geomtraj.contrast.agreement import agreement, kendall, spearman
+from geomtraj.inference.rank_correlation import agreement, kendall, spearman
 
 
 def labelled(seeds, layers, iterates):

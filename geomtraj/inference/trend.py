@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
 
-from geomtraj.contrast.seeds import CONFIDENCE
+from geomtraj.inference.interval import CONFIDENCE, t_interval, t_quantile
 
 
 @dataclass(frozen=True)
@@ -43,10 +42,15 @@ def trend(x: ArrayLike, y: ArrayLike) -> Trend:
     n = len(points)
     if n < 2 or np.ptp(points[:, 0]) == 0:
         return Trend(math.nan, math.nan, math.nan, math.nan, n)
-    fit = stats.linregress(points[:, 0], points[:, 1])
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 2)) * float(fit.stderr) if n > 2 else math.nan
-    slope = float(fit.slope)
-    return Trend(slope, slope - half, slope + half, float(fit.intercept), n)
+    away = points - points.mean(axis=0)
+    scatter = float(away[:, 0] @ away[:, 0])
+    slope = float(away[:, 0] @ away[:, 1]) / scatter
+    half = math.nan
+    if n > 2:
+        left = away[:, 1] - slope * away[:, 0]
+        half = float(t_quantile(CONFIDENCE, n - 2)) * math.sqrt(float(left @ left) / (n - 2) / scatter)
+    intercept = float(points[:, 1].mean() - slope * points[:, 0].mean())
+    return Trend(slope, slope - half, slope + half, intercept, n)
 
 
 @dataclass(frozen=True)
@@ -76,9 +80,6 @@ def mean_over_seeds(values: ArrayLike) -> MeanOverSeeds:
     """
     x = np.asarray(values, dtype=np.float64)
     x = x[np.isfinite(x)]
-    n = x.size
-    if n < 2:
-        return MeanOverSeeds(float(x[0]) if n else math.nan, math.nan, math.nan, math.nan, n)
-    mean, std = float(x.mean()), float(x.std(ddof=1))
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * std / math.sqrt(n)
-    return MeanOverSeeds(mean, std, mean - half, mean + half, n)
+    found = t_interval(x)
+    std = float(x.std(ddof=1)) if found.n > 1 else math.nan
+    return MeanOverSeeds(found.value, std, found.low, found.high, found.n)
