@@ -87,6 +87,8 @@ WAY = "kept"
 class Statistic(ABC):
     """A statistic of the local geometry; its dataclass fields are its settings, which name a stored result.
 
+    Where there is a public function of the same name, settings have its names and defaults.
+
     A new one is a frozen dataclass in a file of its own, and a line in `geomtraj/statistics/__init__.py`.
     """
 
