@@ -241,6 +241,12 @@ class _Run:
     def _say_what_is_left(self, pace: Pace, claims: Mapping[tuple[int, str], Measurement]) -> None:
         if self._stale:
             self.remark(other_iterates(self.folder, self._stale))
+        threads = Counter(m.made["threads"] for m in self.found if "threads" in m.made)
+        if len(threads) > 1:
+            shares = ", ".join(f"{count} with {number}" for number, count in sorted(threads.items()))
+            self.remark(
+                f"{self.folder}: results were made with different numbers of threads ({shares}): same to rounding."
+            )
         failed = Counter(m.statistic for m in self.found if m.status.startswith("failed: "))
         for name, count in failed.items():
             self.remark(

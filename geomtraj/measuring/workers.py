@@ -33,6 +33,8 @@ Event = Read | Measurement
 
 POLL_SECONDS = 1.0
 """How often the deadline is looked at while workers measure."""
+AT_FIRST = 2
+"""Units sent at first for each worker."""
 
 _HELD: dict[str, Job] = {}
 _HOLDING = threading.RLock()
@@ -233,23 +235,32 @@ def _like(executor: ProcessPoolExecutor, workers: int) -> ProcessPoolExecutor:
 def _through(
     executor: Executor, parcel: _Parcel, packed: bytes, left: dict[int, Unit], over: Callable[[], bool]
 ) -> Generator[Event, None, None]:
-    """Sends all units that are left, and takes each out of them when its results are there."""
+    """Takes each unit out of what is left when its results are there.
+
+    So many units are sent at first as keep the workers busy, and one more for each that comes back: a worker that
+    cannot see the job's file answers at once, and must not do so for all units before it has been sent the job.
+    """
     waiting: dict[Future, int] = {}
+    to_send = list(left)
+    room = AT_FIRST * getattr(executor, "_max_workers", AT_FIRST)
     try:
-        for number, unit in left.items():
-            waiting[executor.submit(_in_worker, parcel, number, unit)] = number
-        while waiting:
+        while to_send or waiting:
+            while to_send and len(waiting) < room and not over():
+                number = to_send.pop(0)
+                waiting[_sent(executor, parcel, number, left[number])] = number
             done, _ = wait(waiting, POLL_SECONDS, FIRST_COMPLETED)
             if over():
+                to_send = []
                 for future in [f for f in waiting if f.cancel()]:
                     del waiting[future]
             for future in done & waiting.keys():
                 number = waiting.pop(future)
                 events = _result(future, left[number])
                 if events is None:
-                    sent = _Parcel(parcel.token, parcel.folder, packed)
-                    waiting[executor.submit(_in_worker, sent, number, left[number])] = number
+                    whole = _Parcel(parcel.token, parcel.folder, packed)
+                    waiting[_sent(executor, whole, number, left[number])] = number
                     continue
+                room += 1
                 del left[number]
                 yield from events
     finally:
@@ -257,9 +268,21 @@ def _through(
             future.cancel()
 
 
+def _sent(executor: Executor, parcel: _Parcel, number: int, unit: Unit) -> Future:
+    with _in_one_sentence(unit):
+        return executor.submit(_in_worker, parcel, number, unit)
+
+
 def _result(future: Future, unit: Unit) -> list[Event] | None:
-    try:
+    with _in_one_sentence(unit):
         return future.result()
+
+
+@contextmanager
+def _in_one_sentence(unit: Unit) -> Iterator[None]:
+    """What the executor itself raises, as one of our errors; our own and the end of a worker pass."""
+    try:
+        yield
     except (GeomtrajError, BrokenExecutor):
         raise
     except Exception as error:
