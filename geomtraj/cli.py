@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import time
@@ -51,6 +52,7 @@ class _Commands(click.Group):
 @click.version_option(__version__)
 def main() -> None:
     """See how an optimizer shapes the terrain that its own trajectory runs through."""
+    logging.getLogger("geomtraj").addHandler(logging.NullHandler())  # the commands print what is logged
 
 
 THREADS = click.option(
@@ -133,6 +135,8 @@ def measure_command(
     What is stored already is not measured again.
     """
     chosen = _statistics(statistics, settings)
+    if max_seconds is not None and not max_seconds > 0:
+        raise InputError(f"--max-seconds {max_seconds} must be above 0.")
     started = time.monotonic()
     torch.set_num_threads(threads)
     with pool(workers, threads) as executor:
@@ -143,6 +147,7 @@ def measure_command(
                 trajectory, _problem(trajectory, device), chosen, executor,
                 max_seconds=left, out=_below(out, run, runs), retry=retry,
             )  # fmt: skip
+            _tell(results)
             doubtful = sum(m.status != "ok" for m in results.measurements)
             remark = f", {doubtful} with a remark (see the report)" if doubtful else ""
             click.echo(f"{results.path}: {len(results)} results{remark}")
@@ -271,9 +276,15 @@ def _statistics(names: str, settings: Iterable[str]) -> list[Statistic]:
     return resolve([n.strip() for n in names.split(",") if n.strip()], changes)
 
 
+def _tell(results: Results) -> None:
+    for sentence in results.remarks:
+        click.echo(f"geomtraj: {sentence}", err=True)
+
+
 def _groups(runs: Iterable[Path]) -> dict[str, list[Results]]:
     groups: dict[str, list[Results]] = {}
     for run in runs:
         results = Results.load(run)
+        _tell(results)
         groups.setdefault(str(results.meta.get("optimizer", run.name)), []).append(results)
     return groups
