@@ -7,7 +7,7 @@ DEVICE     ?= cpu
 STEPS      ?=
 TEXT       ?=
 STATISTICS ?= r_med,spectrum
-SETTINGS   ?= r_med.samples=8 r_med.max_matvecs=32 spectrum.steps=32
+SETTINGS   ?= r_med.samples=8 r_med.max_matvecs=32 spectrum.steps=32 spectrum.probes=2 spectrum.tol=0.01 spectrum.refine=0
 WORKERS    ?= 2
 OUT        ?= runs/$(TASK)
 PYTHON     ?= python3

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import sys
+import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from geomtraj._version import __version__
 from geomtraj.contrast import contrast
 from geomtraj.errors import GeomtrajError, InputError
 from geomtraj.measuring import Results, measure
+from geomtraj.measuring.workers import pool
+from geomtraj.problem import Problem
 from geomtraj.report import report
 from geomtraj.statistics import REGISTRY, Statistic, resolve
 from geomtraj.training import learning_rates, optimizers
@@ -49,6 +52,7 @@ class _Commands(click.Group):
 @click.version_option(__version__)
 def main() -> None:
     """See how an optimizer shapes the terrain that its own trajectory runs through."""
+    logging.getLogger("geomtraj").addHandler(logging.NullHandler())  # the commands print what is logged
 
 
 THREADS = click.option(
@@ -118,28 +122,54 @@ def train_command(
 @click.option("--set", "settings", multiple=True, metavar="STATISTIC.SETTING=VALUE", help="Setting, repeatable.")
 @click.option("--workers", type=click.IntRange(min=1), default=1, help="Processes that measure iterates side by side.")
 @click.option("--device", help="Where to measure; the device of training if left out.")
+@click.option("--max-seconds", type=float, help="Begin nothing any more after so many seconds; what is done is stored.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for results, where runs are not to be written.")
+@click.option("--retry", is_flag=True, help="Measure again where a statistic failed.")
 @THREADS
 def measure_command(
-    runs: tuple[Path, ...], statistics: str, settings: tuple[str, ...], workers: int, device: str | None, threads: int
-) -> None:
+    runs: tuple[Path, ...], statistics: str, settings: tuple[str, ...], workers: int, device: str | None,
+    max_seconds: float | None, out: Path | None, retry: bool, threads: int,
+) -> None:  # fmt: skip
     """Measure statistics at every iterate of runs that `geomtraj train` recorded.
 
     What is stored already is not measured again.
     """
     chosen = _statistics(statistics, settings)
+    if max_seconds is not None and not max_seconds > 0:
+        raise InputError(f"--max-seconds {max_seconds} must be above 0.")
+    started = time.monotonic()
     torch.set_num_threads(threads)
-    with _pool(workers, threads) as executor:
+    with pool(workers, threads) as executor:
         for run in runs:
+            left = None if max_seconds is None else max(max_seconds - (time.monotonic() - started), 1e-3)
             trajectory = Trajectory(run)
-            meta = trajectory.meta
-            if "task" not in meta:
-                raise InputError(f"{run} was not recorded by `geomtraj train`: measure it in Python, with gt.measure.")
-            options = meta["task_options"] if device is None else meta["task_options"] | {"device": device}
-            task = tasks.make(meta["task"], **options)
-            results = measure(trajectory, task.problem(task.model(meta["seed"])), chosen, executor)
+            results = measure(
+                trajectory, _problem(trajectory, device), chosen, executor,
+                max_seconds=left, out=_below(out, run, runs), retry=retry,
+            )  # fmt: skip
+            _tell(results)
             doubtful = sum(m.status != "ok" for m in results.measurements)
             remark = f", {doubtful} with a remark (see the report)" if doubtful else ""
-            click.echo(f"{run}: {len(results)} results{remark}")
+            click.echo(f"{results.path}: {len(results)} results{remark}")
+
+
+def _problem(trajectory: Trajectory, device: str | None) -> Problem:
+    """The problem of a built-in task that a trajectory was recorded on."""
+    meta = trajectory.meta
+    options = meta.get("task_options")
+    if not (isinstance(meta.get("task"), str) and isinstance(options, dict) and isinstance(meta.get("seed"), int)):
+        raise InputError(
+            f"{trajectory.path} was not recorded by `geomtraj train`: measure it in Python, with gt.measure."
+        )
+    task = tasks.make(meta["task"], **(options if device is None else options | {"device": device}))
+    return task.problem(task.model(meta["seed"]))
+
+
+def _below(out: Path | None, run: Path, runs: tuple[Path, ...]) -> Path | None:
+    """The folder of a run's results: `out` itself for one run, else below it by the parts in which runs differ."""
+    if out is None or len(runs) == 1:
+        return out
+    return out / run.resolve().relative_to(os.path.commonpath([r.resolve().parent for r in runs]))
 
 
 @main.command("contrast")
@@ -244,27 +274,24 @@ def _pairs(pairs: Iterable[str], flag: str) -> dict[str, Any]:
 
 def _statistics(names: str, settings: Iterable[str]) -> list[Statistic]:
     """The named statistics with the settings written as STATISTIC.SETTING=VALUE."""
-    chosen = {s.name: s for s in resolve([n.strip() for n in names.split(",") if n.strip()])}
+    changes: dict[str, dict[str, Any]] = {}
     for target, value in _pairs(settings, "--set").items():
         name, dot, setting = target.partition(".")
         if not dot:
             raise InputError(f"cannot read --set {target!r}: write STATISTIC.SETTING=VALUE, like r_med.samples=128.")
-        if name not in chosen:
-            raise InputError(f"--set {target}: {name!r} is not among the statistics to measure ({', '.join(chosen)}).")
-        chosen[name] = type(chosen[name]).with_settings(chosen[name].settings() | {setting: value})
-    return list(chosen.values())
+        changes.setdefault(name, {})[setting] = value
+    return resolve([n.strip() for n in names.split(",") if n.strip()], changes)
+
+
+def _tell(results: Results) -> None:
+    for sentence in results.remarks:
+        click.echo(f"geomtraj: {sentence}", err=True)
 
 
 def _groups(runs: Iterable[Path]) -> dict[str, list[Results]]:
     groups: dict[str, list[Results]] = {}
     for run in runs:
         results = Results.load(run)
+        _tell(results)
         groups.setdefault(str(results.meta.get("optimizer", run.name)), []).append(results)
     return groups
-
-
-def _pool(workers: int, threads: int) -> AbstractContextManager[Executor | None]:
-    """Processes with so many threads each; none for one worker."""
-    if workers == 1:
-        return nullcontext()
-    return ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,))

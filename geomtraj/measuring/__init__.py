@@ -1,6 +1,7 @@
 """Measuring the iterates of a trajectory, and the stored results."""
 
-from geomtraj.measuring.results import Measurement, Results
+from geomtraj.measuring.record import Measurement
+from geomtraj.measuring.results import Results
 from geomtraj.measuring.run import measure
 
 __all__ = ["Measurement", "Results", "measure"]

@@ -1,115 +1,44 @@
-"""Stored measurements of one trajectory: one JSON file for each iterate, statistic and settings."""
+"""The measurements of one trajectory."""
 
 from __future__ import annotations
 
-import hashlib
-import json
+import logging
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from geomtraj.errors import TrajectoryError, unknown_name
+from geomtraj.measuring.content import content_of, still
+from geomtraj.measuring.folder import FOLDER, counted, key_of, read_stored
+from geomtraj.measuring.record import Measurement, read_measurement
+from geomtraj.measuring.summary import NAME, Summary, keys_of_format_1, read_summary
 from geomtraj.statistics.base import Quantity
-from geomtraj.trajectory.files import read_json, write_json
+from geomtraj.trajectory import Trajectory
+from geomtraj.trajectory.log import read_log
+from geomtraj.trajectory.manifest import read_manifest
+from geomtraj.trajectory.store import stored_steps
 
-FORMAT_VERSION = 1
-FOLDER = "results"
-SUMMARY = "measured.json"
+__all__ = ["FOLDER", "Measurement", "Results", "key_of", "read_measurement"]
 
-
-@dataclass(frozen=True)
-class Measurement:
-    """One statistic at one iterate.
-
-    Attributes:
-        step: Optimizer steps before the iterate.
-        wall_time: Seconds of training until there.
-        statistic: Name of the statistic.
-        settings: Its settings.
-        quantities: Label (block name, or the quantity's own name) -> value with its 95 % interval.
-        details: What else the statistic keeps.
-        status: "ok", or the reason why a number is missing or doubtful.
-        matvecs: Hessian-vector products spent.
-        seconds: Time spent.
-        made: How it was made: problem fingerprint, dtype, device, versions.
-    """
-
-    step: int
-    wall_time: float
-    statistic: str
-    settings: dict[str, Any]
-    quantities: dict[str, Quantity]
-    details: dict[str, Any] = field(default_factory=dict)
-    status: str = "ok"
-    matvecs: int = 0
-    seconds: float = 0.0
-    made: dict[str, Any] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """The record in JSON's types, with Python's NaN and Infinity."""
-        return {"format_version": FORMAT_VERSION, **asdict(self)}
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Measurement:
-        """The record that `to_json` wrote."""
-        content = {key: value for key, value in content.items() if key != "format_version"}
-        content["quantities"] = {label: Quantity(**q) for label, q in content["quantities"].items()}
-        return cls(**content)
-
-
-def key(statistic: str, settings: dict[str, Any], fingerprint: str) -> str:
-    """The part of a file's name that tells settings and problems apart."""
-    text = json.dumps([statistic, settings, fingerprint], sort_keys=True)
-    return f"{statistic}.{hashlib.sha256(text.encode()).hexdigest()[:10]}"
-
-
-def result_path(trajectory: Path, step: int, result_key: str) -> Path:
-    """Where one measurement is stored."""
-    return trajectory / FOLDER / f"{step:08d}.{result_key}.json"
-
-
-def write_measurement(path: Path, measurement: Measurement) -> None:
-    """Stores one measurement, whole or not at all.
-
-    Raises:
-        TrajectoryError: The disk is full; what was stored before stays.
-    """
-    write_json(path, measurement.to_json())
-
-
-def read_measurement(path: Path) -> Measurement:
-    """Reads one measurement.
-
-    Raises:
-        TrajectoryError: The file is damaged, or of a newer format.
-    """
-    content = read_json(path)
-    version = content.get("format_version")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise TrajectoryError(
-            f"{path} has result format {version!r}, newer than this geomtraj reads: upgrade geomtraj."
-        )
-    try:
-        return Measurement.from_json(content)
-    except (KeyError, TypeError) as error:
-        raise TrajectoryError(f"{path} is no whole result ({error}): delete it and measure again.") from error
+_LOG = logging.getLogger("geomtraj")
 
 
 class Results:
     """The measurements of one trajectory, as `measure` returns them; read-only.
 
     Args:
-        path: The trajectory's folder.
+        path: The folder of the results, which is the trajectory's unless they are kept elsewhere.
         manifest: The trajectory's manifest.
         measurements: All measurements, in any order.
         log: The training log, one row per logged step.
+        remarks: Sentences about results that were passed over or measured anew.
 
     Attributes:
-        path: The trajectory's folder.
+        path: The folder of the results.
         manifest: Config, command, versions, device, status of the run.
         measurements: All measurements, ordered by step.
         log: The training log, one row {"step", "wall_time", scalars...} per logged step.
+        remarks: Sentences about results that were passed over or measured anew.
     """
 
     def __init__(
@@ -118,11 +47,13 @@ class Results:
         manifest: dict[str, Any],
         measurements: Iterable[Measurement],
         log: list[dict[str, Any]] | None = None,
+        remarks: Iterable[str] = (),
     ):
         self.path = Path(path)
         self.manifest = manifest
         self.measurements = sorted(measurements, key=lambda m: (m.step, m.statistic))
         self.log = log or []
+        self.remarks = list(remarks)
 
     @property
     def meta(self) -> dict[str, Any]:
@@ -175,22 +106,67 @@ class Results:
 
     @classmethod
     def load(cls, path: str | Path) -> Results:
-        """The measurements that the last `measure` of this trajectory made or found.
+        """The measurements that `measure` made or found for the problem it was called with last.
+
+        For each statistic those of the settings that were used last. Results that are damaged, or of other iterates
+        than those recorded now, are passed over and counted in `remarks`, which are logged too.
 
         Args:
-            path: The trajectory's folder.
+            path: The trajectory's folder, or the folder that `measure` was given as `out`.
 
         Raises:
-            TrajectoryError: Nothing was measured there, or a file is damaged.
+            TrajectoryError: Nothing was measured there, or a file is of a newer format.
         """
-        from geomtraj.trajectory.log import read_log
-        from geomtraj.trajectory.manifest import read_manifest
-
         path = Path(path)
-        if not (path / SUMMARY).exists():
+        if not (path / NAME).exists():
             raise TrajectoryError(
-                f"{path} holds no {SUMMARY}: measure the trajectory first, with gt.measure or make measure."
+                f"{path} holds no {NAME}: measure the trajectory first, with gt.measure or make measure."
             )
-        keys = read_json(path / SUMMARY)["keys"]
-        files = [file for k in keys for file in sorted((path / FOLDER).glob(f"*.{k}.json"))]
-        return cls(path, read_manifest(path), map(read_measurement, files), read_log(path))
+        summary = read_summary(path)
+        if summary is None:
+            stored = read_stored(path, keys_of_format_1(path))
+            found, remarks = [*stored.first_format.values(), *stored.results.values()], stored.remarks(path)
+            folder, manifest = path, read_manifest(path)
+        else:
+            folder = Path(summary.trajectory) if summary.trajectory else path
+            manifest = summary.manifest if summary.trajectory else read_manifest(path)
+            stored = read_stored(path, summary.keys.values())
+            found, remarks = list(stored.results.values()), stored.remarks(path)
+            others = _of_other_iterates(folder, summary, found)
+            if others:
+                found = [m for m in found if m.step not in others or m.iterate == others[m.step]]
+                count = len(stored.results) - len(found)
+                remarks.append(
+                    f"{path}: {counted(range(count), 'stored result')} of other iterates than those recorded now: "
+                    "left out; call gt.measure again."
+                )
+        for sentence in remarks:
+            _LOG.warning(sentence)
+        return cls(path, manifest, found, read_log(folder), remarks)
+
+
+def _of_other_iterates(folder: Path, summary: Summary, found: list[Measurement]) -> dict[int, str]:
+    """Step -> what its iterate holds now, where a result was measured at something else.
+
+    Only files that have changed since `measure` read them are read; iterates that are gone contradict nothing.
+    """
+    others: dict[int, str] = {}
+    now: dict[int, str | None] = {}
+    recorded = set(stored_steps(folder))
+    trajectory = Trajectory(folder) if recorded else None
+    for m in found:
+        if m.step not in recorded or trajectory is None:
+            continue
+        if m.step not in now:
+            now[m.step] = still(summary.iterates, folder, m.step) or _content(trajectory, m.step)
+        content = now[m.step]
+        if content is not None and content != m.iterate:
+            others[m.step] = content
+    return others
+
+
+def _content(trajectory: Trajectory, step: int) -> str | None:
+    try:
+        return content_of(trajectory.at_step(step))
+    except TrajectoryError:
+        return None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from geomtraj.errors import InputError, unknown_name
 from geomtraj.statistics.base import Outcome, Point, Quantity, Statistic
@@ -28,11 +29,17 @@ REGISTRY: dict[str, type[Statistic]] = {
 }
 
 
-def resolve(statistics: Iterable[str | Statistic]) -> list[Statistic]:
+def resolve(
+    statistics: Iterable[str | Statistic], settings: Mapping[str, Mapping[str, Any]] | None = None
+) -> list[Statistic]:
     """The statistics named or given, each once.
 
+    Args:
+        statistics: Names or `Statistic` objects.
+        settings: Statistic -> {setting: value} to change in them.
+
     Raises:
-        InputError: A name is unknown, or one name stands for two different settings.
+        InputError: A name or a setting is unknown, or one name stands for two different settings.
     """
     if isinstance(statistics, (str, Statistic)):
         statistics = [statistics]
@@ -49,7 +56,22 @@ def resolve(statistics: Iterable[str | Statistic]) -> list[Statistic]:
                 f"statistic {item.name!r} is asked for twice with different settings: measure one at a time."
             )
         chosen[item.name] = item
+    for name, changes in _checked(settings).items():
+        if name not in chosen and name in REGISTRY:
+            raise InputError(
+                f"settings for {name!r}, which is not among the statistics to measure ({', '.join(chosen)}): add it."
+            )
+        if name not in chosen:
+            raise unknown_name("statistic in settings", name, chosen)
+        chosen[name] = chosen[name].changed(changes)
     return list(chosen.values())
+
+
+def _checked(settings: object) -> Mapping[str, Mapping[str, Any]]:
+    given = {} if settings is None else settings
+    if not isinstance(given, Mapping) or not all(isinstance(changes, Mapping) for changes in given.values()):
+        raise InputError(f"settings is {settings!r:.60}: write {{'r_med': {{'samples': 8}}}}.")
+    return given
 
 
 __all__ = [

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args, get_type_hints
 
 from torch import Tensor
 
@@ -86,6 +87,8 @@ WAY = "kept"
 class Statistic(ABC):
     """A statistic of the local geometry; its dataclass fields are its settings, which name a stored result.
 
+    Where there is a public function of the same name, settings have its names and defaults.
+
     A new one is a frozen dataclass in a file of its own, and a line in `geomtraj/statistics/__init__.py`.
     """
 
@@ -100,23 +103,48 @@ class Statistic(ABC):
         """The settings by name, in JSON's types."""
         return asdict(self)
 
-    @classmethod
-    def with_settings(cls, settings: dict[str, Any]) -> Statistic:
-        """The statistic with these settings, the others at their defaults.
+    def changed(self, settings: Mapping[str, Any]) -> Statistic:
+        """The statistic with these settings, the others as they are.
 
         Raises:
             InputError: There is no such setting, or a value is of another type.
         """
-        known = {f.name: f for f in fields(cls)}
+        known = self._kinds()
         for key, value in settings.items():
             if key not in known:
-                raise unknown_name(f"setting of {cls.name}", key, known)
-            default = known[key].default
-            right_type = isinstance(value, type(default)) and not (
-                isinstance(value, bool) and not isinstance(default, bool)
-            )
-            if not right_type and not (isinstance(default, float) and isinstance(value, int)):
+                raise unknown_name(f"setting of {self.name}", key, known)
+            if not _fits(value, known[key]):
+                names = " or ".join(_kind_name(kind) for kind in get_args(known[key]) or (known[key],))
                 raise InputError(
-                    f"setting {cls.name}.{key} is {value!r}: it must be a {type(default).__name__}, like {default!r}."
+                    f"setting {self.name}.{key} is {value!r}: it must be a {names}, like {getattr(self, key)!r}."
                 )
-        return cls(**settings)
+        return replace(self, **settings)
+
+    def _kinds(self) -> dict[str, Any]:
+        """Setting -> its type, that of its value where the annotation cannot be resolved."""
+        try:
+            kinds = get_type_hints(type(self))
+        except NameError:
+            kinds = {}
+        return {f.name: kinds.get(f.name, type(getattr(self, f.name))) for f in fields(self)}
+
+    @classmethod
+    def with_settings(cls, settings: Mapping[str, Any]) -> Statistic:
+        """The statistic with these settings, the others at their defaults; errors as for `changed`."""
+        return cls().changed(settings)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of a setting's type; a whole number may stand for a fraction, a bool for nothing else."""
+    return any(
+        type(value) is one or (one is float and type(value) is int) or (one not in (bool, int) and _is(value, one))
+        for one in get_args(kind) or (kind,)
+    )
+
+
+def _is(value: Any, kind: Any) -> bool:
+    return not isinstance(kind, type) or isinstance(value, kind)
+
+
+def _kind_name(kind: Any) -> str:
+    return "None" if kind is type(None) else getattr(kind, "__name__", str(kind))

@@ -6,34 +6,43 @@ import math
 from dataclasses import dataclass
 
 from geomtraj.linalg import spectrum
+from geomtraj.linalg.chunks import at_least
 from geomtraj.statistics.base import Outcome, Point, Quantity, Statistic
 
 
 @dataclass(frozen=True)
 class Spectrum(Statistic):
-    """Spectral density, the k outermost eigenvalues at each end, trace: "lambda_max", "lambda_min", "trace".
+    """Spectral density, extreme eigenvalues and trace: quantities "lambda_max", "lambda_min" and "trace".
 
-    All of it comes from steps * probes products; `refine` more at most go into eigenvalues that have not converged.
+    All of it comes from steps * probes products and those of the refinement, as in `gt.spectrum`.
+
+    Attributes:
+        steps: Lanczos steps of each run.
+        probes: Number of runs.
+        k: Number of eigenvalues, half of them at each end.
+        tol: Residual, relative to the eigenvalue, up to which one has converged.
+        refine: Most products to spend on eigenvalues that have not; None for as many as `gt.eigsh` would, 0 for none.
+        seed: Of the starts.
     """
 
     name = "spectrum"
     title = "spectral density, extreme eigenvalues and trace"
 
     steps: int = 64
-    probes: int = 2
-    k: int = 5
-    tol: float = 1e-2
-    refine: int = 0
+    probes: int = 4
+    k: int = 10
+    tol: float = 1e-3
+    refine: int | None = None
     seed: int = 0
 
     def measure(self, point: Point) -> Outcome:
         """Each extreme eigenvalue with its residual as interval; nodes and weights of the density as details."""
-        found = spectrum(
-            point.hessian, self.steps, self.probes, 2 * self.k, "BE", self.tol, self.seed, refine=self.refine
-        )
+        at_least("k", self.k, 2)
+        found = spectrum(point.hessian, self.steps, self.probes, self.k, "BE", self.tol, self.seed, refine=self.refine)
         density, pairs = found.density, found.eigenpairs
         values, residuals = pairs.values[~pairs.values.isnan()], pairs.residuals[~pairs.values.isnan()]
-        highest, lowest = min(self.k, values.numel()), max(values.numel() - self.k, 0)
+        half = -(-self.k // 2)  # where k is odd the upper end has one more
+        highest, lowest = min(half, values.numel()), max(values.numel() - self.k // 2, 0)
         ends = {
             "lambda_max": (values[:highest], residuals[:highest]),
             "lambda_min": (values[lowest:].flip(0), residuals[lowest:].flip(0)),

@@ -14,6 +14,10 @@ class Trace(Statistic):
 
     It makes its own products, so that the number for given settings does not depend on what else is measured.
     `Spectrum` has a "trace" from the products of its density, at no further cost.
+
+    Attributes:
+        probes: Number of products.
+        seed: Of the random signs.
     """
 
     name = "trace"

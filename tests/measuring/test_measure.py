@@ -1,5 +1,4 @@
 import json
-import math
 import signal
 import subprocess
 import sys
@@ -9,55 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from measured import X, Y, files, losses, net, numbers, problem, record
 from torch import nn
-from torch.nn import functional as F
 
 import geomtraj as gt
 from geomtraj.errors import InputError, TrajectoryError
-from geomtraj.measuring import run
-
-X = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
-Y = torch.arange(12) % 2
-
-
-def losses(model, batch):
-    return F.cross_entropy(model(batch[0]), batch[1], reduction="none")
-
-
-def net(seed=0):
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 2))
-
-
-def problem(model=None):
-    return gt.Problem(model or net(), losses, [(X[:8], Y[:8]), (X[8:], Y[8:])])
-
-
-def record(path, steps=6, lr=0.1, poison=None):
-    model = net()
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
-    with gt.Recorder(path, model, optimizer, schedule=gt.every(2), meta={"seed": 0}):
-        for step in range(steps):
-            optimizer.zero_grad()
-            losses(model, (X, Y)).mean().backward()
-            optimizer.step()
-            if poison == step + 1:
-                with torch.no_grad():
-                    model[0].weight.fill_(math.nan)
-    return gt.Trajectory(path)
+from geomtraj.measuring import unit
 
 
 @pytest.fixture
 def trajectory(tmp_path):
     return record(tmp_path / "run")
-
-
-def files(trajectory):
-    return sorted((trajectory.path / "results").iterdir())
-
-
-def numbers(results):
-    return [(m.step, m.statistic, m.quantities) for m in results.measurements]
 
 
 def test_every_iterate_is_measured_at_its_own_parameters_and_buffers(trajectory):
@@ -79,7 +40,7 @@ def test_every_iterate_is_measured_at_its_own_parameters_and_buffers(trajectory)
 def test_what_is_stored_is_not_measured_again(trajectory, monkeypatch):
     first = gt.measure(trajectory, problem(), ["r_med"])
     stamps = {f: f.stat().st_mtime_ns for f in files(trajectory)}
-    monkeypatch.setattr(run, "_outcome", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(unit, "_outcome", lambda *_: pytest.fail("measured again"))
     again = gt.measure(trajectory, problem(), ["r_med"])
     assert numbers(again) == numbers(first)
     assert {f: f.stat().st_mtime_ns for f in files(trajectory)} == stamps
@@ -155,7 +116,7 @@ def test_another_model_an_unknown_statistic_and_wrong_arguments_are_refused(traj
 
 def test_an_error_in_the_middle_keeps_what_was_measured_and_restores_the_model(trajectory, monkeypatch):
     measured, before = problem(), problem().theta()
-    real, calls = run._outcome, []
+    real, calls = unit._outcome, []
 
     def failing(statistic, point):
         calls.append(statistic)
@@ -163,7 +124,7 @@ def test_an_error_in_the_middle_keeps_what_was_measured_and_restores_the_model(t
             raise KeyboardInterrupt
         return real(statistic, point)
 
-    monkeypatch.setattr(run, "_outcome", failing)
+    monkeypatch.setattr(unit, "_outcome", failing)
     with pytest.raises(KeyboardInterrupt):
         gt.measure(trajectory, measured, ["r_med"])
     assert len(files(trajectory)) == 3
@@ -181,21 +142,20 @@ def test_results_of_a_newer_format_are_refused(trajectory):
 SLOW = """
 import sys, time
 sys.path.insert(0, {tests!r})
-sys.path.insert(0, {here!r})
-import test_measure as t
-from geomtraj.measuring import run
-real = run._outcome
+import measured as t
+from geomtraj.measuring import unit
+real = unit._outcome
 def slow(statistic, point):
     time.sleep(0.2)
     return real(statistic, point)
-run._outcome = slow
+unit._outcome = slow
 t.gt.measure({path!r}, t.problem(), ["r_med"], progress=False)
 """
 
 
 def test_a_killed_measurement_goes_on_where_it_was(trajectory):
     tests = str(Path(__file__).parent.parent)
-    code = SLOW.format(tests=tests, here=str(Path(__file__).parent), path=str(trajectory.path))
+    code = SLOW.format(tests=tests, path=str(trajectory.path))
     process = subprocess.Popen([sys.executable, "-c", code])
     deadline = time.monotonic() + 60
     while not list((trajectory.path / "results").glob("*.r_med.*")) and time.monotonic() < deadline:

@@ -245,7 +245,7 @@ def _status(entries: np.ndarray, zeros: int, exact: bool, low: float, high: floa
 
 @dataclass(frozen=True)
 class MedianConditionRatio(Statistic):
-    """R_med of each block and of all parameters: quantities by block name, and "all"."""
+    """R_med of each block and of all parameters: quantities by block name, and "all". Settings as for `gt.r_med`."""
 
     name = "r_med"
     title = "median condition ratio R_med"
@@ -254,7 +254,7 @@ class MedianConditionRatio(Statistic):
     samples: int = 64
     seed: int = 0
     rtol: float = 0.1
-    max_matvecs: int = 256
+    max_matvecs: int | None = None
 
     def measure(self, point: Point) -> Outcome:
         """R_med with its interval, and the other fields of `RMed` as details by label."""
@@ -265,7 +265,7 @@ class MedianConditionRatio(Statistic):
             point.theta,
             self.samples,
             self.rtol,
-            self.max_matvecs,
+            BUDGET * self.samples if self.max_matvecs is None else self.max_matvecs,
             point.hessian,
         )
         return outcome_of(ratios, matvecs)

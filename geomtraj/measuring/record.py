@@ -1,0 +1,212 @@
+"""One stored measurement: the record, and its text with a checksum of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from geomtraj.errors import InputError, TrajectoryError
+from geomtraj.statistics.base import Quantity
+
+FORMAT_VERSION = 2
+"""2: strict JSON on one line, with a checksum and the content of the iterate; 1: neither of them."""
+
+_START, _END = b'{"sha256": "', b'", '
+_HEX = 64
+_NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One statistic at one iterate.
+
+    Attributes:
+        step: Optimizer steps before the iterate.
+        wall_time: Seconds of training until there.
+        statistic: Name of the statistic.
+        settings: Its settings.
+        quantities: Label (block name, or the quantity's own name) -> value with its 95 % interval.
+        details: What else the statistic keeps.
+        status: "ok", or the reason why a number is missing or doubtful.
+        matvecs: Hessian-vector products spent.
+        seconds: Time spent.
+        made: How it was made: problem fingerprint, dtype, device, threads, versions; "failure" where the statistic
+            raised an error; "code" where it is defined outside geomtraj; "guard", what the problem's check found.
+        iterate: Checksum of the parameters and buffers it was measured at; empty where that is not known.
+    """
+
+    step: int
+    wall_time: float
+    statistic: str
+    settings: dict[str, Any]
+    quantities: dict[str, Quantity]
+    details: dict[str, Any] = field(default_factory=dict)
+    status: str = "ok"
+    matvecs: int = 0
+    seconds: float = 0.0
+    made: dict[str, Any] = field(default_factory=dict)
+    iterate: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """The record in JSON's types; numbers that are not finite are "NaN", "Infinity" and "-Infinity".
+
+        Raises:
+            InputError: It holds something that JSON cannot.
+        """
+        content = {name: getattr(self, name) for name in _FIELDS}
+        content["quantities"] = {
+            label: {"value": q.value, "low": q.low, "high": q.high} for label, q in self.quantities.items()
+        }
+        return {"format_version": FORMAT_VERSION, **strict(content)}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Measurement:
+        """The record that `to_json` wrote, of any format up to this one.
+
+        Raises:
+            TrajectoryError: A field is missing or of another type; the message names it.
+        """
+        return _record(numbers(content))
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "step": (int,),
+    "wall_time": (int, float),
+    "statistic": (str,),
+    "settings": (dict,),
+    "quantities": (dict,),
+    "details": (dict,),
+    "status": (str,),
+    "matvecs": (int,),
+    "seconds": (int, float),
+    "made": (dict,),
+    "iterate": (str,),
+}
+_FIELDS = tuple(_TYPES)
+_NEEDED = ("step", "wall_time", "statistic", "settings", "quantities")
+
+
+def _record(content: dict[str, Any]) -> Measurement:
+    """The record in content whose numbers are numbers."""
+    for name in _NEEDED:
+        if name not in content:
+            raise TrajectoryError(f"it has no {name!r}")
+    fields = {name: content[name] for name in _FIELDS if name in content}
+    for name, value in fields.items():
+        if not isinstance(value, _TYPES[name]) or isinstance(value, bool):
+            raise TrajectoryError(f"its {name!r} is {value!r:.40}")
+    quantities = {}
+    for label, q in fields["quantities"].items():
+        try:
+            value, low, high = q["value"], q.get("low", math.nan), q.get("high", math.nan)
+            quantities[label] = Quantity(value + 0.0, low + 0.0, high + 0.0)
+        except (TypeError, KeyError, AttributeError, OverflowError):
+            raise TrajectoryError(f"its quantity {label!r} is {q!r:.40}") from None
+    fields["quantities"] = quantities
+    return Measurement(**fields)
+
+
+def to_text(measurement: Measurement) -> bytes:
+    """One line of strict JSON that begins with the checksum of what follows it.
+
+    Raises:
+        InputError: The record holds something that JSON cannot.
+    """
+    body = json.dumps(measurement.to_json(), allow_nan=False).encode()
+    return _START + hashlib.sha256(body).hexdigest().encode() + _END + body[1:] + b"\n"
+
+
+def from_text(text: bytes) -> Measurement:
+    """The record in a line that `to_text` wrote, if its checksum holds.
+
+    Raises:
+        TrajectoryError: It is damaged; the message says how, without a file's name.
+        NewerFormat: A later geomtraj wrote it.
+    """
+    end = len(_START) + _HEX
+    body = b"{" + text[end + len(_END) :].rstrip(b"\n")
+    whole = text.startswith(_START) and text[end : end + len(_END)] == _END
+    if not whole or hashlib.sha256(body).hexdigest().encode() != text[len(_START) : end]:
+        return _without_checksum(text)
+    content = json.loads(body)
+    if content["format_version"] > FORMAT_VERSION:
+        raise NewerFormat(content["format_version"])
+    if b'NaN"' in body or b'Infinity"' in body:
+        content = numbers(content)
+    return _record(content)
+
+
+def _without_checksum(text: bytes) -> Measurement:
+    """The record in a text of format 1, which has none."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        raise TrajectoryError("it is cut short or altered") from None
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise NewerFormat(version)
+    if version != 1 or "sha256" in content:
+        raise TrajectoryError("its checksum does not hold")
+    return _record(content)
+
+
+class NewerFormat(TrajectoryError):
+    """A result that a later geomtraj wrote."""
+
+    def __init__(self, version: object):
+        super().__init__(f"it has result format {version!r}, newer than this geomtraj reads: upgrade geomtraj")
+
+
+def read_measurement(path: Path) -> Measurement:
+    """Reads one measurement from a file of its own.
+
+    Raises:
+        TrajectoryError: The file is missing, damaged, or of a newer format.
+    """
+    try:
+        return from_text(path.read_bytes())
+    except OSError as error:
+        raise TrajectoryError(f"cannot read {path} ({error.strerror}): measure again.") from error
+    except NewerFormat as error:
+        raise TrajectoryError(f"{path} cannot be read: {error}.") from error
+    except TrajectoryError as error:
+        raise TrajectoryError(f"{path} is no whole result ({error}): measure again.") from error
+
+
+def strict(value: Any) -> Any:
+    """The same in JSON's types, without numbers that JSON does not have."""
+    if isinstance(value, str):
+        return "\\" + value if value.lstrip("\\") in _NOT_FINITE else value
+    if value is None or isinstance(value, (bool, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else "NaN" if math.isnan(value) else f"{'-' * (value < 0)}Infinity"
+    if isinstance(value, dict):
+        if not all(isinstance(name, (str, int)) for name in value):
+            raise InputError(f"a result's dicts have strings as keys, not {next(iter(value))!r}.")
+        return {str(name): strict(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [strict(item) for item in value]
+    if isinstance(value, (np.generic, np.ndarray, torch.Tensor)):
+        return strict(value.tolist())
+    raise InputError(f"a result keeps numbers, strings, lists and dicts, not a {type(value).__name__}.")
+
+
+def numbers(value: Any) -> Any:
+    """What `strict` was given."""
+    if isinstance(value, str):
+        if value in _NOT_FINITE:
+            return _NOT_FINITE[value]
+        return value[1:] if value.startswith("\\") and value.lstrip("\\") in _NOT_FINITE else value
+    if isinstance(value, dict):
+        return {name: numbers(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [numbers(item) for item in value]
+    return value

@@ -1,0 +1,197 @@
+"""Measuring at one iterate: read once, and every error of a statistic becomes a result with its reason."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import math
+import time
+from collections.abc import Generator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from geomtraj._version import __version__
+from geomtraj.errors import GeomtrajError, InputError
+from geomtraj.failures import is_out_of_memory
+from geomtraj.isolation import one_at_a_time, preserved_state
+from geomtraj.measuring.content import Seen, content_of, settled, stamp_of
+from geomtraj.measuring.record import Measurement, from_text, to_text
+from geomtraj.problem import Problem
+from geomtraj.statistics import Outcome, Point, Statistic
+from geomtraj.trajectory import Iterate, Trajectory, model_state
+from geomtraj.trajectory.store import DamagedFile
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is to be done at one iterate.
+
+    Attributes:
+        step: Of the iterate.
+        missing: Names of the statistics to measure.
+        claimed: Statistic -> content of the iterate that its stored result names: measured too if that is another.
+        first: Whether no statistic was measured at another iterate before: an `InputError` is then the caller's.
+    """
+
+    step: int
+    missing: tuple[str, ...] = ()
+    claimed: dict[str, str] = field(default_factory=dict)
+    first: bool = False
+
+
+@dataclass(frozen=True)
+class Read:
+    """That an iterate was read.
+
+    Attributes:
+        step: Of the iterate.
+        seen: What it holds; None if it is damaged.
+        stale: Statistics whose stored results name another content.
+    """
+
+    step: int
+    seen: Seen | None
+    stale: tuple[str, ...] = ()
+
+
+def at_iterate(
+    trajectory: Trajectory, problem: Problem, unit: Unit, statistics: dict[str, Statistic]
+) -> Generator[Read | Measurement, None, None]:
+    """What was read, then one measurement for each statistic that is missing or stale.
+
+    Threads take turns: an evaluation puts the iterate into the problem's one model.
+
+    Raises:
+        TrajectoryError: The trajectory is of another model.
+        InputError: A statistic refuses the caller's input at the first iterate.
+    """
+    with one_at_a_time():
+        stamp = settled(stamp_of(trajectory.path, unit.step))
+        try:
+            iterate = trajectory.at_step(unit.step)
+        except DamagedFile as error:
+            yield Read(unit.step, None)
+            for name in unit.missing:
+                yield Measurement(unit.step, math.nan, name, statistics[name].settings(), {}, status=str(error))
+            return
+        content = content_of(iterate)
+        stale = tuple(name for name, claim in unit.claimed.items() if claim != content)
+        yield Read(unit.step, Seen(content, stamp), stale)
+        if not (unit.missing or stale):
+            return
+        with preserved_state(problem.model):
+            put_into(problem, trajectory, iterate)
+            point = Point(problem)
+            made = made_by(problem)
+            blank = Measurement(unit.step, iterate.wall_time, "", {}, {}, made=made, iterate=content)
+            del iterate
+            for name in (*unit.missing, *stale):
+                yield _measured(statistics[name], point, blank, unit.first)
+
+
+def put_into(problem: Problem, trajectory: Trajectory, iterate: Iterate) -> None:
+    """The iterate's parameters and buffers, the frozen and tied ones included, into the problem's model.
+
+    Raises:
+        TrajectoryError: The trajectory is of another model; nothing is changed then.
+    """
+    content = {"parameters": iterate.parameters, "buffers": iterate.buffers}
+    model_state.check_same_model(problem.model, content, trajectory.path)
+    model_state.restore(problem.model, content)
+
+
+def made_by(problem: Problem) -> dict[str, Any]:
+    """What the numbers depend on besides the iterate, the statistic and its settings."""
+    made: dict[str, Any] = {
+        "problem": problem.fingerprint(),
+        "dtype": str(problem.dtype).removeprefix("torch."),
+        "device": str(problem.device),
+        "threads": torch.get_num_threads(),
+        "geomtraj": __version__,
+        "torch": torch.__version__,
+    }
+    guard = getattr(problem, "guard", None)
+    return made | {"guard": guard} if isinstance(guard, dict) else made
+
+
+def code_of(statistic: Statistic) -> str:
+    """A checksum of the file that defines a statistic; empty for geomtraj's own, which its version names."""
+    cls = type(statistic)
+    if cls.__module__.split(".")[0] == __name__.split(".")[0]:
+        return ""
+    return _digest(_source(cls))
+
+
+def failure_code(statistic: Statistic) -> str:
+    """A checksum of what a failure may be due to: the statistic's file and the versions of geomtraj and torch."""
+    return _digest(f"{_source(type(statistic))} {__version__} {torch.__version__}")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _source(cls: type) -> str:
+    try:
+        if cls.__module__ != "__main__":
+            return Path(inspect.getfile(cls)).read_text(encoding="utf-8", errors="replace")
+        return inspect.getsource(cls)
+    except (OSError, TypeError):  # typed into an interpreter
+        functions = (f for f in vars(cls).values() if hasattr(f, "__code__"))
+        return "".join(f"{f.__code__.co_code.hex()} {f.__code__.co_consts!r}" for f in functions)
+
+
+def _measured(statistic: Statistic, point: Point, blank: Measurement, first: bool) -> Measurement:
+    """A statistic at a point: its outcome, or the reason why there is none."""
+    code = code_of(statistic)
+    blank = replace(
+        blank,
+        statistic=statistic.name,
+        settings=statistic.settings(),
+        made=blank.made | ({"code": code} if code else {}),
+    )
+    started = time.perf_counter()
+    try:
+        outcome = _outcome(statistic, point)
+        if not isinstance(outcome, Outcome):
+            raise TypeError(f"measure() returned {type(outcome).__name__}, not an Outcome")
+        found = replace(
+            blank,
+            quantities=outcome.quantities,
+            details=outcome.details,
+            status=outcome.status,
+            matvecs=outcome.matvecs,
+            seconds=time.perf_counter() - started,
+        )
+        return from_text(to_text(found))  # as it will be read
+    except InputError as error:
+        if first or shared(point.problem):
+            raise
+        return _failed(blank, statistic, error, time.perf_counter() - started)
+    except Exception as error:
+        if shared(point.problem):
+            raise
+        return _failed(blank, statistic, error, time.perf_counter() - started)
+
+
+def shared(problem: Problem) -> bool:
+    """Whether several processes share the problem's batches: an error on one is then an error on all."""
+    return getattr(problem, "_ranks", None) is not None
+
+
+def _failed(blank: Measurement, statistic: Statistic, error: Exception, seconds: float) -> Measurement:
+    text = " ".join(str(error).split())
+    said = text if isinstance(error, GeomtrajError) else f"{type(error).__name__}: {text}"
+    failure = {"error": type(error).__name__, "code": failure_code(statistic), "again": is_out_of_memory(error)}
+    return replace(blank, status=f"failed: {said}"[:2000], seconds=seconds, made=blank.made | {"failure": failure})
+
+
+def _outcome(statistic: Statistic, point: Point) -> Outcome:
+    if not torch.isfinite(point.theta).all():
+        return Outcome({}, status="the parameters are not finite here: training diverged")
+    if not math.isfinite(point.loss):
+        return Outcome({}, status=f"the loss is {point.loss} here")
+    return statistic.measure(point)
