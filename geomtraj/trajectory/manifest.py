@@ -141,11 +141,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise _damaged(path, f"its format_version is {version!r}")
     if (version == 2 or expected is not None) and expected != _checksum(manifest):
         raise _damaged(path, "its checksum does not hold")
-    for name, kinds in (_REQUIRED | _OPTIONAL).items():
+    for name, types in (_REQUIRED | _OPTIONAL).items():
         if name in _REQUIRED and name not in manifest:
             raise _damaged(path, f"it has no {name}")
         value = manifest.get(name, _Absent)
-        if value is not _Absent and (not isinstance(value, kinds) or isinstance(value, bool)):
+        if value is not _Absent and (not isinstance(value, types) or isinstance(value, bool)):
             raise _damaged(path, f"its {name} is a {type(value).__name__}")
     return manifest
 
