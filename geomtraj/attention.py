@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from geomtraj.objective import Objective
 from geomtraj.recognised import Fused, embeddings, graph_of, look_fused
 from geomtraj.seeding import gaussian, generator
-from geomtraj.slicing import sliced
+from geomtraj.slicing import count, sliced
 from geomtraj.splitting import Recognised, Split
-from geomtraj.trees import tensors_of
 
 Losses = Callable[[Mapping[str, Tensor]], Tensor]
 
@@ -76,7 +75,7 @@ def recognise(
 
 def _few(objective: Objective, parameters: Mapping[str, Tensor], batch: Any, losses: Tensor) -> Any:
     """The first two examples of a batch, if they have the same losses without the others."""
-    if len(losses) <= FEW or {t.shape[0] if t.dim() else 0 for t in tensors_of(batch)} != {len(losses)}:
+    if len(losses) <= FEW or count(batch) != len(losses):
         return batch
     part = sliced(batch, len(losses), FEW)[0]
     try:
@@ -89,7 +88,7 @@ def _few(objective: Objective, parameters: Mapping[str, Tensor], batch: Any, los
 
 def _leaves(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same values as leaves of a graph, as a loss that takes derivatives itself needs them."""
-    return {n: p.detach().requires_grad_(p.is_floating_point()) for n, p in parameters.items()}
+    return {n: p.detach().clone().requires_grad_(p.is_floating_point()) for n, p in parameters.items()}
 
 
 def perturbed(model: nn.Module, seed: int = 0) -> dict[str, Tensor]:

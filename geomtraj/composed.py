@@ -8,6 +8,7 @@ the saved statistics for constants), which a Hessian needs where the loss takes 
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 from unittest.mock import patch
@@ -15,19 +16,23 @@ from unittest.mock import patch
 import torch
 import torch.nn.utils.weight_norm
 from torch import Tensor
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 
 def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     """Direction times length, g v / ||v||, the norm taken over all axes but `dim` (-1: over all)."""
-    return v * (g / torch.norm_except_dim(v, 2, dim))
+    if dim == -1:
+        return v * (g / v.norm())
+    return v * (g / v.norm(dim=[axis for axis in range(v.dim()) if axis != dim % v.dim()], keepdim=True))
 
 
 @contextlib.contextmanager
 def composed_weight_norm() -> Iterator[None]:
     """Weight normalisation by plain operations, in each of its forms."""
     with contextlib.ExitStack() as stack:
-        for home in (torch, torch.nn.utils.weight_norm):
+        # torch.nn.utils has a function of its module's name.
+        for home in (torch, sys.modules["torch.nn.utils.weight_norm"]):
             if hasattr(home, "_weight_norm"):
                 stack.enter_context(patch.object(home, "_weight_norm", weight_norm))
         yield
@@ -101,9 +106,37 @@ def _affine(x: Tensor, weight: Any, bias: Any, shape: tuple[int, ...] | None = N
     return x if bias is None else x + (bias if shape is None else bias.reshape(shape))
 
 
+def _functional_batch_norm(
+    input: Tensor,
+    running_mean: Any,
+    running_var: Any,
+    weight: Any = None,
+    bias: Any = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    return _batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps)
+
+
+def _functional_instance_norm(
+    input: Tensor,
+    running_mean: Any = None,
+    running_var: Any = None,
+    weight: Any = None,
+    bias: Any = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    return _instance_norm(input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps)
+
+
 _COMPOSED: dict[Any, Any] = {
+    functional.layer_norm: _layer_norm,
+    functional.batch_norm: _functional_batch_norm,
+    functional.instance_norm: _functional_instance_norm,
     torch.layer_norm: _layer_norm,
     torch.batch_norm: _batch_norm,
     torch.instance_norm: _instance_norm,
-    torch._weight_norm: weight_norm,
 }

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 from geomtraj.errors import GeomtrajError, InputError
+from geomtraj.graphs import nodes_of
 from geomtraj.inputs import refuse_flattened
 from geomtraj.objective import Objective
 from geomtraj.trees import arrays_of, digest_of
@@ -139,6 +140,7 @@ def _summary(objective: Objective, parameters: Mapping[str, Tensor], batch: Any,
     value = losses.sum() if weights is None else (losses * weights).sum()
     reached, captured = set[str](), set[str]()
     if value.requires_grad:
+        _refuse_reentrant(value)
         # As edges of the graph, since operations on the parameters themselves may be redirected.
         own: dict[str, Any] = {
             name: get_gradient_edge(p)
@@ -147,7 +149,8 @@ def _summary(objective: Objective, parameters: Mapping[str, Tensor], batch: Any,
         }
         with objective.holding(leaves):
             targets: list[Any] = [*leaves.values(), *own.values()]
-            found = torch.autograd.grad(value, targets, allow_unused=True)
+            # Kept, since a part of the graph may be the caller's own.
+            found = torch.autograd.grad(value, targets, allow_unused=True, retain_graph=True)
         reached = {name for name, g in zip(leaves, found, strict=False) if g is not None}
         captured = {name for name, g in zip(own, found[len(leaves) :], strict=True) if g is not None}
     weight = float(losses.numel() if weights is None else weights.double().sum())
@@ -162,6 +165,14 @@ def _summary(objective: Objective, parameters: Mapping[str, Tensor], batch: Any,
         weights is not None,
         ignored,
     )
+
+
+def _refuse_reentrant(value: Tensor) -> None:
+    if any(node.name() == "CheckpointFunctionBackward" for node in nodes_of(value.grad_fn)):
+        raise InputError(
+            "the model checkpoints activations with use_reentrant=True, which has no second derivative: pass "
+            "use_reentrant=False to torch.utils.checkpoint."
+        )
 
 
 def _without_gradients(

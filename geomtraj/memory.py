@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from types import TracebackType
+from typing import TypeVar
 
 import psutil
 import torch
 from torch import Tensor
 
 from geomtraj.trees import is_dense, plain_parts
+
+T = TypeVar("T")
 
 
 def available_bytes(device: torch.device) -> int:
@@ -17,6 +21,16 @@ def available_bytes(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return psutil.virtual_memory().available
+
+
+def storage_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes that these tensors hold, each storage counted once."""
+    storages = {}
+    for tensor in tensors:
+        for part in [tensor] if is_dense(tensor) else plain_parts(tensor):
+            storage = part.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
 
 
 class SavedBytes:
@@ -48,6 +62,20 @@ class SavedBytes:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._hooks.__exit__(kind, error, trace)
+
+
+def with_saved_bytes(work: Callable[[], T]) -> tuple[T, int]:
+    """What `work()` returns, and the bytes that autograd saves for backward passes meanwhile.
+
+    Where the work uses torch.func, which takes no hooks, it is done again without counting and counts as nothing.
+    """
+    try:
+        with SavedBytes() as saved:
+            return work(), saved.total
+    except RuntimeError as error:
+        if "saved tensor hooks" not in str(error):
+            raise
+    return work(), 0
 
 
 def _unpack(packed: tuple[Tensor, int]) -> Tensor:

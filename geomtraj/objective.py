@@ -123,7 +123,8 @@ class Objective:
 
     def own_losses(self, batch: Any) -> tuple[Tensor, Tensor | None]:
         """The losses that the model gives with its own parameters, without a graph."""
-        with ComposedNorms() if self.composed_norms else nullcontext():
+        norms = ComposedNorms() if self.composed_norms else nullcontext()
+        with preserved_model(self.model, self.mode == "train"), norms:
             losses, weights = checked_losses(self.loss(self.model, rebuilt(batch, lambda t: _copied(t, None))))
         return losses.detach(), weights
 
@@ -165,9 +166,10 @@ class _Redirected(TorchFunctionMode):
                 return self._places[id(item)]
             base = item._base
             if base is not None and id(base) in self._places and base.is_contiguous():
-                new = self._places[id(base)].contiguous()
-                offset = new.storage_offset() + item.storage_offset() - base.storage_offset()
-                return new.as_strided(item.shape, item.stride(), offset)
+                # By their numbers, since strides mean something else to torch.func's mapped tensors.
+                numbers = torch.arange(base.numel(), device=base.device)
+                offset = item.storage_offset() - base.storage_offset()
+                return self._places[id(base)].reshape(-1)[numbers.as_strided(item.shape, item.stride(), offset)]
             return item
         if isinstance(item, (list, tuple)) and not hasattr(item, "_fields"):
             changed = [self._in_place_of(value) for value in item]

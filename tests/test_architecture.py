@@ -8,7 +8,19 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "geomtraj"
 FLOORS = [
     {"inference"},
-    {"_version", "composed", "distributed", "errors", "failures", "layout", "memory", "seeding", "slicing", "trees"},
+    {
+        "_version",
+        "composed",
+        "distributed",
+        "errors",
+        "failures",
+        "graphs",
+        "layout",
+        "memory",
+        "seeding",
+        "slicing",
+        "trees",
+    },
     {"isolation"},
     {"inputs"},
     {"objective"},

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from geomtraj.graphs import nodes_of
 from geomtraj.problem import Problem, leaves
 from geomtraj.trees import tensors_of
 
@@ -84,7 +84,7 @@ def of_products(problem: Problem, name: str, error: float, names: list[str]) -> 
     culprit = (
         f"{_some(names)} is likely to blame, whose backward pass computes with something that is constant to autograd"
         if names
-        else "an operation in it has a wrong second derivative"
+        else "an operation in it has a wrong second derivative, or a .detach() hides a part of it"
     )
     return (
         f"the second derivatives are not the differences of the gradients (relative difference {error:.1e} for "
@@ -120,13 +120,13 @@ def functions(problem: Problem, theta: Tensor) -> list[str]:
         try:
             for batch in problem.batches:
                 value = problem.batch_sum(parameters, batch)
-                found |= {label: node for node in _graph([value.grad_fn], set()) if (label := _suspect(node))}
+                found |= {label: node for node in nodes_of(value.grad_fn) if (label := _suspect(node))}
         finally:
             for handle in handles:
                 handle.remove()
     named = []
     for label, node in found.items():
-        inside = [name for name, outputs, inputs in regions if node in set(_graph(outputs, set(inputs)))]
+        inside = [name for name, outputs, inputs in regions if node in set(nodes_of(*outputs, until=inputs))]
         named.append(f"{label} in {max(inside, key=len)!r}" if inside else label)
     return named
 
@@ -139,16 +139,6 @@ def _suspect(node: Any) -> str:
         if node.name().startswith(beginning):
             return what
     return ""
-
-
-def _graph(start: Iterable[Any], end: set[Any]) -> Iterable[Any]:
-    nodes, seen = list(start), set(end)
-    while nodes:
-        node = nodes.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            yield node
-            nodes += [following for following, _ in node.next_functions]
 
 
 def _nodes(item: Any) -> list[Any]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from geomtraj.errors import unknown_name
-from geomtraj.failures import in_one_sentence, is_out_of_memory
+from geomtraj.errors import ComputationError, GeomtrajError, unknown_name
+from geomtraj.failures import explained, in_one_sentence, is_out_of_memory
 from geomtraj.layout import Layout
 from geomtraj.memory import available_bytes
 from geomtraj.operators import choice
@@ -72,7 +73,7 @@ class Engine:
             ComputationError: Not even a single example fits into memory, or the model has no second derivative.
             InputError: The model does something that cannot be differentiated.
         """
-        with in_one_sentence():
+        with in_one_sentence(), self._usable():
             if self._asked == "auto":
                 self._choose(len(rows))
             start = time.perf_counter()
@@ -81,6 +82,20 @@ class Engine:
         self.history.products = self._done
         self.history.spent += time.perf_counter() - start
         return total
+
+    @contextmanager
+    def _usable(self) -> Iterator[None]:
+        """Turns whatever a strategy raises that was asked for and that a model does not support into a sentence."""
+        try:
+            yield
+        except RuntimeError as error:
+            plain = self._asked in ("auto", *choice.TRUSTED)
+            if plain or is_out_of_memory(error) or isinstance(error, GeomtrajError) or explained(error) is not None:
+                raise
+            raise ComputationError(
+                f"strategy={self._asked!r} cannot be used on this model ({str(error).strip().splitlines()[0]}): leave "
+                "strategy='auto', which does not choose it."
+            ) from error
 
     def _within_memory(self, rows: Tensor) -> Tensor:
         while True:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geomtraj.errors import InputError
-from geomtraj.failures import in_one_sentence
+from geomtraj.errors import GeomtrajError, InputError
+from geomtraj.failures import in_one_sentence, is_out_of_memory
 from geomtraj.isolation import exact_arithmetic
 from geomtraj.operators.base import PrincipalBlock, SymmetricOperator
 from geomtraj.operators.guard import check_derivatives
@@ -125,7 +125,15 @@ class _SplitLoss:
 def _check_split(problem: Problem, parameters: Mapping[str, Tensor], batch: Any) -> None:
     """The chain rule through the cut must give the whole gradient of this batch."""
     own = leaves(parameters)
-    split = _SplitLoss(problem, own, batch)
+    try:
+        split = _SplitLoss(problem, own, batch)
+    except RuntimeError as error:
+        if isinstance(error, GeomtrajError) or is_out_of_memory(error) or not problem.value(parameters, batch).numel():
+            raise
+        raise InputError(
+            "the loss takes derivatives through model(...), otherwise than through what it returns, so there is no "
+            "Gauss-Newton matrix: use gt.Hessian."
+        ) from error
     whole = problem.batch_sum(own, batch)
     targets = list(own.values())
     options: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from geomtraj.errors import ComputationError
+from geomtraj.graphs import nodes_of
 from geomtraj.operators.batch_loss import BatchLoss
 
 
@@ -21,13 +22,8 @@ def check_functions(loss: BatchLoss) -> None:
     """
     leaves = [value.detach().requires_grad_() for value in loss.values]
     with loss.evaluation(leaves):
-        nodes, seen = [loss(leaves).grad_fn], set()
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        nodes += [following for following, _ in node.next_functions]
+        value = loss(leaves)
+    for node in nodes_of(value.grad_fn):
         function: Any = getattr(node, "_forward_cls", None)
         code = getattr(getattr(function, "backward", None), "__code__", None)
         if code is not None and code.co_filename == torch.autograd.function.__file__ and code.co_name == "wrapper":

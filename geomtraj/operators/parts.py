@@ -12,7 +12,7 @@ from torch import Tensor
 from geomtraj.errors import ComputationError
 from geomtraj.failures import is_out_of_memory
 from geomtraj.layout import Layout
-from geomtraj.memory import SavedBytes, available_bytes
+from geomtraj.memory import available_bytes, with_saved_bytes
 from geomtraj.operators.batch_loss import BatchLoss
 from geomtraj.operators.choice import History
 from geomtraj.problem import Problem
@@ -116,6 +116,5 @@ class Parts:
     def _graph_bytes(self, part: Any) -> int:
         loss = BatchLoss(self._problem, self._parameters, self._layout, part)
         leaves = [value.detach().requires_grad_() for value in loss.values]
-        with loss.evaluation(leaves), SavedBytes() as saved:
-            loss.gradient(leaves, twice=True)
-        return saved.total
+        with loss.evaluation(leaves):
+            return with_saved_bytes(lambda: loss.gradient(leaves, twice=True))[1]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from geomtraj.errors import ComputationError
+from geomtraj.memory import storage_bytes
 from geomtraj.operators.recording import Like, aten
 
 Coefficient = float | Tensor
@@ -40,12 +41,7 @@ def simplify(recorded: fx.Graph) -> fx.GraphModule:
 
 def held_bytes(module: fx.GraphModule) -> int:
     """Bytes of the constants in a simplified graph, each storage counted once."""
-    storages = {}
-    for tensor in module._buffers.values():
-        if tensor is not None:
-            storage = tensor.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
-    return sum(storages.values())
+    return storage_bytes(tensor for tensor in module._buffers.values() if tensor is not None)
 
 
 class _Simplifier:

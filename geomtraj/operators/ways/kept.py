@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from geomtraj.isolation import exact_arithmetic
-from geomtraj.memory import SavedBytes
+from geomtraj.memory import with_saved_bytes
 from geomtraj.operators.batch_loss import BatchLoss
 from geomtraj.operators.ways.base import Way, flat
 from geomtraj.problem import dense
@@ -26,18 +26,20 @@ class Kept(Way):
     def __init__(self, loss: BatchLoss):
         super().__init__(loss)
         self._leaves = [value.detach().requires_grad_() for value in loss.values]
-        forwards = _Forwards()
-        with loss.evaluation(self._leaves), SavedBytes() as saved:
-            value = loss(self._leaves)
-            reached: list[Tensor | None] = [None] * len(self._leaves)
-            if value.requires_grad:
-                with forwards:
-                    found = torch.autograd.grad(value, self._leaves, create_graph=True, allow_unused=True)
-                reached = [None if g is None else dense(g) for g in found]
-        self.held = saved.total
-        self._recomputes = forwards.any
+        self._forwards = _Forwards()
+        with loss.evaluation(self._leaves):
+            reached, self.held = with_saved_bytes(self._gradient)
+        self._recomputes = self._forwards.any
         self._paths = [i for i, g in enumerate(reached) if g is not None and g.requires_grad]
         self._gradients = [g for g in reached if g is not None and g.requires_grad]
+
+    def _gradient(self) -> list[Tensor | None]:
+        value = self.loss(self._leaves)
+        if not value.requires_grad:
+            return [None] * len(self._leaves)
+        with self._forwards:
+            found = torch.autograd.grad(value, self._leaves, create_graph=True, allow_unused=True)
+        return [None if g is None else dense(g) for g in found]
 
     def pieces(self, vector: Tensor) -> list[Tensor]:
         """The product with one vector (P,), by one backward pass."""
