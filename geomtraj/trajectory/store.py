@@ -165,10 +165,9 @@ class OutOfMemory(TrajectoryError, MemoryError):
 
 def damaged(path: Path, why: object = "") -> DamagedFile:
     """The error for a file that is cut short or altered."""
-    reason = f": {str(why)[:300]}" if str(why) else ""
+    reason = str(why)[:300] or "its checksum does not hold"
     return DamagedFile(
-        f"{path} is damaged (cut short or altered{reason}; its checksum does not hold): delete this file, "
-        "the other iterates are whole without it."
+        f"{path} is damaged (cut short or altered: {reason}): delete this file, the other iterates are whole without it."
     )
 
 
@@ -181,7 +180,7 @@ def _check_identity(content: Mapping[str, Any], step: int, run: str | None) -> N
     if content.get("step", step) != step:
         raise ValueError(f"its step is {content['step']!r}, not that of its name")
     if run is not None and content.get("run") not in (None, run):
-        raise ValueError("it is an iterate of another run")
+        raise _OtherRun
 
 
 _CONTENT_ERRORS = (
@@ -219,6 +218,11 @@ class _Opened:
             raise OutOfMemory(f"{self._path} cannot be read: {str(error) or 'the memory does not suffice'}.") from error
         if isinstance(error, _Newer):
             raise newer_format(self._path, error.args[0]) from None
+        if isinstance(error, _OtherRun):
+            raise DamagedFile(
+                f"{self._path} is an iterate of another run than its folder's manifest is of: put the right file in "
+                "its place, or set it aside with `geomtraj repair`."
+            ) from None
         if isinstance(error, _CONTENT_ERRORS):
             raise damaged(self._path, error) from error
 
@@ -237,6 +241,10 @@ class _Opened:
 
 
 class _Newer(Exception):
+    pass
+
+
+class _OtherRun(Exception):
     pass
 
 
