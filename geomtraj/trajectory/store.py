@@ -167,7 +167,8 @@ def damaged(path: Path, why: object = "") -> DamagedFile:
     """The error for a file that is cut short or altered."""
     reason = str(why)[:300] or "its checksum does not hold"
     return DamagedFile(
-        f"{path} is damaged (cut short or altered: {reason}): delete this file, the other iterates are whole without it."
+        f"{path} is damaged (cut short or altered: {reason}): delete this file, "
+        "the other iterates are whole without it."
     )
 
 

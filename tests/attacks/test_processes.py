@@ -120,8 +120,8 @@ def test_a_disk_that_is_full_at_any_write_is_a_sentence_and_loses_nothing(tmp_pa
     assert files.os is container.os
 
 
-def test_little_memory_deletes_no_iterate(tmp_path):
-    model = nn.Linear(3000, 1500)
+def test_little_memory_deletes_no_iterate(tmp_path):  # a tensor so large comes from the system, not from freed memory
+    model = nn.Linear(3000, 3000)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     with Recorder(tmp_path, model, optimizer, every(1)):
         model(torch.ones(1, 3000)).sum().backward()
@@ -129,7 +129,7 @@ def test_little_memory_deletes_no_iterate(tmp_path):
     before = sorted(p.name for p in (tmp_path / "iterates").iterdir())
 
     def work():
-        model = nn.Linear(3000, 1500)
+        model = nn.Linear(3000, 3000)
         optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
         with open("/proc/self/statm") as file:
             size = int(file.read().split()[0]) * resource.getpagesize()
