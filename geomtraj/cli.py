@@ -14,7 +14,7 @@ from typing import Any
 import click
 import torch
 
-from geomtraj import tasks
+from geomtraj import measuring, tasks
 from geomtraj._version import __version__
 from geomtraj.contrast import contrast
 from geomtraj.errors import GeomtrajError, InputError
@@ -26,7 +26,7 @@ from geomtraj.statistics import REGISTRY, Statistic, resolve
 from geomtraj.training import learning_rates, optimizers
 from geomtraj.training.loop import spread, train
 from geomtraj.training.sweeps import sweep
-from geomtraj.trajectory import Trajectory
+from geomtraj.trajectory import Trajectory, repair, verify
 from geomtraj.trajectory.files import write_json
 
 TRAINED = "trained.json"
@@ -231,6 +231,25 @@ def sweep_command(
         click.echo(f"{name}: lr {found.lr:g}{edge}")
         for row in found.rows:
             click.echo(f"  {row.lr:<10g} " + ("diverged" if row.mean is None else f"evaluation loss {row.mean:.4f}"))
+
+
+@main.command("verify")
+@RUNS
+def verify_command(runs: tuple[Path, ...]) -> None:
+    """Read every file of runs and list what is damaged; exit status 1 where something is."""
+    checks = [verify(run, getattr(measuring, "check_results", None)) for run in runs]
+    click.echo("\n".join(map(str, checks)))
+    if not all(check.whole for check in checks):
+        sys.exit(1)
+
+
+@main.command("repair")
+@RUNS
+def repair_command(runs: tuple[Path, ...]) -> None:
+    """Set damaged files of runs aside and rebuild what the others can tell; nothing is deleted."""
+    for run in runs:
+        done = repair(run)
+        click.echo("\n".join(f"{run}: {what}" for what in done or ["nothing to repair"]))
 
 
 @main.command("list")

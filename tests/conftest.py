@@ -7,3 +7,8 @@ import torch
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
     torch.set_num_threads(1)
+
+
+def pytest_addoption(parser):
+    """How many attacks of each kind tests/attacks makes: hundreds of mutated files by default."""
+    parser.addoption("--attacks", type=int, default=150, help="Attacks of each kind in tests/attacks.")

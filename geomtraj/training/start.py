@@ -7,14 +7,14 @@ import hashlib
 import json
 from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from geomtraj.errors import InputError
 from geomtraj.trajectory import Iterate
 from geomtraj.trajectory.codec import encode
 from geomtraj.trajectory.model_state import check_same_model, restore, restore_optimizer
+from geomtraj.trajectory.payload import array_of, type_name
 
 WHERE = "of the iterate to start from"
 OWN = ("lr", "initial_lr", "params")
@@ -45,13 +45,20 @@ def described(start: Iterate | None, carry: bool) -> dict[str, Any] | None:
     """What a run's meta says of its start: the step, whether state is carried, and a hash of what is taken over."""
     if start is None:
         return None
-    arrays: dict[str, np.ndarray] = {}
+    tensors: dict[str, Tensor] = {}
+
+    def put(tensor: Tensor, name: str) -> dict[str, Any]:
+        while name in tensors:  # the keys 0 and "0" of one dict have the same path
+            name += "~"
+        tensors[name] = tensor
+        return {"tensor": name, "dtype": type_name(tensor.dtype), "shape": list(tensor.shape)}
+
     content: dict[str, Any] = {"parameters": start.parameters, "buffers": start.buffers}
     if carry:
         content["state"] = start.optimizer_state["state"]
-    digest = hashlib.sha256(json.dumps(encode(content, arrays, "start")).encode())
-    for name in sorted(arrays):
-        digest.update(np.ascontiguousarray(arrays[name]).data)
+    digest = hashlib.sha256(json.dumps(encode(content, put, "start")).encode())
+    for name in sorted(tensors):
+        digest.update(array_of(tensors[name]).data)
     return {"step": start.step, "carry": carry, "sha256": digest.hexdigest()[:16]}
 
 

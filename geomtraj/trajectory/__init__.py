@@ -1,7 +1,20 @@
 """Recording iterates while training runs, and reading them back."""
 
+from geomtraj.trajectory.integrity import Verification, repair, verify
 from geomtraj.trajectory.recorder import Recorder
 from geomtraj.trajectory.schedules import Schedule, at, either, every, log_spaced
 from geomtraj.trajectory.trajectory import Iterate, Trajectory
 
-__all__ = ["Iterate", "Recorder", "Schedule", "Trajectory", "at", "either", "every", "log_spaced"]
+__all__ = [
+    "Iterate",
+    "Recorder",
+    "Schedule",
+    "Trajectory",
+    "Verification",
+    "at",
+    "either",
+    "every",
+    "log_spaced",
+    "repair",
+    "verify",
+]

@@ -1,10 +1,10 @@
-"""Nested Python values with tensors inside, as a JSON tree and a flat dict of NumPy arrays; no pickle."""
+"""Nested Python values with tensors inside, as a JSON tree and a list of tensors; no pickle."""
 
 from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -14,20 +14,14 @@ from torch import Tensor
 
 from geomtraj.errors import InputError
 
-# The dtypes that NumPy and HDF5 both have; all others (bfloat16, float8) are stored as their bytes.
-_NATIVE = {
-    torch.float16, torch.float32, torch.float64, torch.complex64, torch.complex128, torch.bool,
-    torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
-}  # fmt: skip
 
-
-def encode(value: Any, arrays: dict[str, np.ndarray], path: str) -> Any:
-    """The JSON tree of a value; its tensors go to `arrays` under readable paths.
+def encode(value: Any, put: Callable[[Tensor, str], Any], path: str) -> Any:
+    """The JSON tree of a value; its tensors go to `put` with readable paths.
 
     Args:
         value: None, bool, int, float, complex, str, tensors, NumPy arrays and scalars, and lists, tuples and
             dicts of them.
-        arrays: Where the tensors go, path -> array.
+        put: Takes a tensor and its path, and gives back what stands for it in the tree, a JSON object.
         path: Path of this value ("optimizer/state/0/exp_avg").
 
     Raises:
@@ -43,13 +37,15 @@ def encode(value: Any, arrays: dict[str, np.ndarray], path: str) -> Any:
         number = float(value)
         return number if math.isfinite(number) else {"float": repr(number)}
     if isinstance(value, numbers.Complex):
-        return {"complex": [encode(value.real, arrays, path), encode(value.imag, arrays, path)]}
+        return {"complex": [encode(value.real, put, path), encode(value.imag, put, path)]}
     if isinstance(value, Tensor):
-        return _encode_tensor(value, arrays, path)
+        if value.layout != torch.strided or value.is_quantized:
+            raise InputError(f"{path} is a sparse or quantized tensor, which cannot be stored: make it dense.")
+        return put(value.detach(), path)
     if isinstance(value, np.ndarray) and value.dtype != object:
-        return {"ndarray": _encode_tensor(torch.as_tensor(value), arrays, path)}
+        return {"ndarray": put(torch.as_tensor(value), path)}
     if isinstance(value, (list, tuple)):
-        items = [encode(item, arrays, f"{path}/{i}") for i, item in enumerate(value)]
+        items = [encode(item, put, f"{path}/{i}") for i, item in enumerate(value)]
         return items if isinstance(value, list) else {"tuple": items}
     if isinstance(value, Mapping):
         pairs = []
@@ -57,7 +53,7 @@ def encode(value: Any, arrays: dict[str, np.ndarray], path: str) -> Any:
             here = f"{path}/{quote(str(key), safe='')}"
             if not isinstance(key, (str, int, float, bool, tuple, type(None))):
                 raise InputError(f"{path} has a {type(key).__name__} as key, which cannot be stored: use strings.")
-            pairs.append([encode(key, arrays, here), encode(item, arrays, here)])
+            pairs.append([encode(key, put, here), encode(item, put, here)])
         return {"dict": pairs}
     raise InputError(
         f"{path} holds a {type(value).__name__}, which cannot be stored: keep tensors, numbers, strings, "
@@ -65,40 +61,47 @@ def encode(value: Any, arrays: dict[str, np.ndarray], path: str) -> Any:
     )
 
 
-def decode(tree: Any, arrays: Mapping[str, np.ndarray]) -> Any:
-    """The value that `encode` took apart; tensors on the CPU, each with memory of its own."""
+def decode(tree: Any, get: Callable[[Any], Tensor]) -> Any:
+    """The value that `encode` took apart.
+
+    Args:
+        tree: The JSON tree.
+        get: Gives the tensor for what stands for it in the tree.
+
+    Raises:
+        ValueError, KeyError, TypeError, RecursionError: The tree is not one that `encode` made.
+    """
     if isinstance(tree, list):
-        return [decode(item, arrays) for item in tree]
+        return [decode(item, get) for item in tree]
     if not isinstance(tree, dict):
         return tree
-    kind: str
-    content: Any
-    kind, content = next(iter(tree.items())) if len(tree) == 1 else ("tensor", tree)
+    if "tensor" in tree:
+        return get(tree)
+    if len(tree) != 1:
+        raise ValueError(f"an entry with the keys {', '.join(map(repr, tree))[:80]}")
+    ((kind, content),) = tree.items()
     if kind == "float":
         return float(content)
     if kind == "complex":
-        return complex(decode(content[0], arrays), decode(content[1], arrays))
+        return complex(decode(content[0], get), decode(content[1], get))
     if kind == "tuple":
-        return tuple(decode(item, arrays) for item in content)
+        return tuple(decode(item, get) for item in content)
     if kind == "dict":
-        return {decode(key, arrays): decode(item, arrays) for key, item in content}
+        return {decode(key, get): decode(item, get) for key, item in content}
     if kind == "ndarray":
-        return decode(content, arrays).numpy()
-    stored = torch.from_numpy(np.array(arrays[content["tensor"]]))
-    dtype = getattr(torch, content["dtype"])
-    if dtype not in _NATIVE:
-        stored = stored.view(dtype)
-    return stored.reshape(content["shape"])
+        return decode(content, get).numpy()
+    raise ValueError(f"an entry of the unknown kind {kind!r}")
 
 
-def _encode_tensor(value: Tensor, arrays: dict[str, np.ndarray], path: str) -> dict[str, Any]:
-    if value.layout != torch.strided or value.is_quantized:
-        raise InputError(f"{path} is a sparse or quantized tensor, which cannot be stored: make it dense.")
-    tensor = value.detach().resolve_conj().resolve_neg().cpu().contiguous()
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    array = (tensor if tensor.dtype in _NATIVE else tensor.reshape(-1).view(torch.uint8)).numpy()
-    name = path
-    while name in arrays:  # the keys 0 and "0" of one dict have the same path
-        name += "~"
-    arrays[name] = array
-    return {"tensor": name, "dtype": dtype, "shape": list(tensor.shape)}
+def members(tree: Any) -> dict[str, Any]:
+    """The still encoded values of an encoded dict with strings as keys.
+
+    Raises:
+        ValueError: It is none.
+    """
+    pairs = tree.get("dict") if isinstance(tree, dict) else None
+    if not isinstance(pairs, list) or not all(isinstance(p, list) and len(p) == 2 for p in pairs):
+        raise ValueError("no dict where one belongs")
+    if not all(isinstance(key, str) for key, _ in pairs):
+        raise ValueError("a dict whose keys are no names")
+    return dict(pairs)

@@ -75,10 +75,8 @@ class RunFolder:
         self._lock = lock
         try:
             self._make(self.path / store.FOLDER)
-            for folder in (self.path, self.path / store.FOLDER):
-                for file in folder.iterdir():
-                    if _ORPHAN.fullmatch(file.name):
-                        file.unlink()
+            for file in orphans(self.path):
+                file.unlink()
             status = os.stat(self.path)
             self._identity = (status.st_dev, status.st_ino)
             write_json(self.path / HOLDER, {"host": socket.gethostname(), "pid": os.getpid(), "since": _now()})
@@ -135,6 +133,12 @@ class RunFolder:
             return f"process {content['pid']} on {content['host']} since {content['since']}"
         except (OSError, ValueError, KeyError, TypeError):
             return "another process"
+
+
+def orphans(folder: Path) -> list[Path]:
+    """The temporary files that a killed recording left in a run's folder."""
+    places = [place for place in (folder, folder / store.FOLDER) if place.is_dir()]
+    return [file for place in places for file in place.iterdir() if _ORPHAN.fullmatch(file.name)]
 
 
 def _now() -> str:

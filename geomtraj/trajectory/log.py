@@ -116,6 +116,7 @@ class LogReading:
         rows: One row per logged step, in order: step, wall_time and the scalars (the last of each name).
         lines: Numbers of the lines that are damaged and were passed over, from 1.
         missing: How many rows are gone altogether.
+        written: How many rows were read, several for a step that was logged in several calls.
         torn: Whether the last line is one that a killed process left half-written.
     """
 
@@ -123,6 +124,7 @@ class LogReading:
     lines: tuple[int, ...] = ()
     missing: int = 0
     torn: bool = False
+    written: int = 0
 
     @property
     def passed_over(self) -> int:
@@ -185,7 +187,8 @@ def inspect_log(folder: Path) -> LogReading:
             missing += max(row.number - expected, 0)
             expected = row.number + 1
         rows.setdefault(row.scalars["step"], {}).update(row.scalars)
-    return LogReading([rows[step] for step in sorted(rows)], tuple(bad), missing, torn)
+    whole = sum(row is not None for row in parsed) - sum(parsed[line - 1] is not None for line in bad)
+    return LogReading([rows[step] for step in sorted(rows)], tuple(bad), missing, torn, whole)
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,12 @@ def not_optimized(model: nn.Module, optimizers: Sequence[Optimizer]) -> list[str
     return [name for name, p in named_parameters(model).items() if p.requires_grad and id(p) not in held]
 
 
+def about(described: dict[str, Any]) -> dict[str, Any]:
+    """What each iterate carries of the manifest, so that a lost one can be rebuilt."""
+    keys = ("meta", "schedule", "not_optimized", "aliases", "storage")
+    return {**{key: described[key] for key in keys if key in described}, "optimizer": described["optimizer"]["class"]}
+
+
 def session(model: nn.Module, from_step: int) -> dict[str, Any]:
     """One stretch of recording without a stop: command, time, versions, device, git commit."""
     devices = sorted({str(p.device) for p in named_parameters(model).values()})
@@ -201,14 +207,15 @@ def git_commit() -> str | None:
 
 
 def _groups(optimizer: Optimizer) -> list[dict[str, Any]]:
-    return [{key: _plain(value) for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    return [{key: plain(value) for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
 
 
-def _plain(value: object) -> Any:
+def plain(value: object) -> Any:
+    """A hyperparameter as JSON has it: numbers, strings and lists of them, the rest by its `repr`."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, torch.Tensor) and value.numel() == 1:
         return value.item()
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return repr(value)

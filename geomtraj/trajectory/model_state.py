@@ -101,8 +101,14 @@ def fingerprint(model: nn.Module) -> list[int]:
     return sums
 
 
-def check_same_model(model: nn.Module, content: Mapping[str, Any], where: object) -> None:
+def check_same_model(model: nn.Module, content: Mapping[str, Any], where: object, *, partial: bool = False) -> None:
     """Compare the model with a stored iterate, name by name and shape by shape.
+
+    Args:
+        model: The model.
+        content: The iterate.
+        where: The trajectory, as an error names it.
+        partial: Whether the model may have parameters that were not stored.
 
     Raises:
         TrajectoryError: They differ; the message names both sides.
@@ -119,7 +125,7 @@ def check_same_model(model: nn.Module, content: Mapping[str, Any], where: object
         parts = []
         if missing:
             parts.append(f"the model lacks its {kind}s {_some(missing)}")
-        if extra:
+        if extra and not partial:
             parts.append(f"the model has the {kind}s {_some(extra)} that it lacks")
         if differ:
             parts.append(_some(differ))
@@ -131,28 +137,31 @@ def check_same_model(model: nn.Module, content: Mapping[str, Any], where: object
 
 def restore(model: nn.Module, content: Mapping[str, Any]) -> None:
     """Copy a stored iterate's parameters and buffers into the model in place, checked before."""
-    parameters, buffers = named_parameters(model), named_buffers(model)
     with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(content["parameters"][name])
-        for name, buffer in buffers.items():
-            buffer.copy_(content["buffers"][name])
+        for mine, stored in (
+            (named_parameters(model), content["parameters"]),
+            (named_buffers(model), content["buffers"]),
+        ):
+            for name, tensor in stored.items():
+                mine[name].copy_(tensor)
 
 
-def optimizer_content(optimizers: Sequence[Optimizer]) -> dict[str, Any]:
-    """The optimizers' part of an iterate.
+def optimizer_content(optimizers: Sequence[Optimizer], chosen: set[int] | None = None) -> dict[str, Any]:
+    """The optimizers' part of an iterate, of the chosen parameters alone where these are given by identity.
 
     "optimizer" is the state of the optimizer, or a list of theirs where there are several; "held" are the states of the
     optimizers that they hold, as SAM holds a base, where such there are.
     """
-    states = [o.state_dict() for o in optimizers]
-    held = [o.state_dict() for o in _held(optimizers)]
+    states = [_state(o, chosen) for o in optimizers]
+    held = [_state(o, chosen) for o in _held(optimizers)]
     return {"optimizer": states[0] if len(states) == 1 else states, **({"held": held} if held else {})}
 
 
 def optimizer_states(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The states in a stored iterate, one for each optimizer of the run."""
     stored = content["optimizer"]
+    if stored is None:
+        return []
     return stored if isinstance(stored, list) else [stored]
 
 
@@ -163,6 +172,10 @@ def restore_optimizers(optimizers: Sequence[Optimizer], content: Mapping[str, An
         TrajectoryError: The states are of another kind or number of optimizers or of other parameter groups.
     """
     states = optimizer_states(content)
+    if not states:
+        raise TrajectoryError(
+            f"the run in {where} was recorded without optimizer state: load the model alone, without the optimizer."
+        )
     if len(states) != len(optimizers):
         raise TrajectoryError(
             f"the run in {where} was recorded with {len(states)} optimizers, not {len(optimizers)}: "
@@ -174,6 +187,15 @@ def restore_optimizers(optimizers: Sequence[Optimizer], content: Mapping[str, An
     if len(held) == len(content.get("held", ())):
         for optimizer, state in zip(held, content.get("held", ()), strict=True):
             restore_optimizer(optimizer, state, where)
+
+
+def _state(optimizer: Optimizer, chosen: set[int] | None) -> dict[str, Any]:
+    state = optimizer.state_dict()
+    if chosen is None or not isinstance(state.get("state"), dict):
+        return state
+    order = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    others = {index for index, identity in enumerate(order) if identity not in chosen}
+    return {**state, "state": {key: value for key, value in state["state"].items() if key not in others}}
 
 
 def _held(optimizers: Sequence[Optimizer]) -> list[Optimizer]:

@@ -17,10 +17,12 @@ from torch.optim import Optimizer
 
 from geomtraj.errors import InputError, TrajectoryError
 from geomtraj.trajectory import log, manifest, model_state, store
+from geomtraj.trajectory.background import Background, copied
 from geomtraj.trajectory.folder import RunFolder, absolute
 from geomtraj.trajectory.resume import Start, find_start, set_aside
 from geomtraj.trajectory.schedules import Schedule, check_schedule, every
 from geomtraj.trajectory.steps import PREFIXES, Round, StepWatch, parameters_of, plain_optimizers
+from geomtraj.trajectory.storage import Storage, stored_lossy
 
 
 class Recorder:
@@ -37,13 +39,24 @@ class Recorder:
     Args:
         path: Folder of the trajectory; made if absent.
         model: The model in training; torch.compile's wrapper is looked through.
-        optimizer: Any torch optimizer of its parameters.
+        optimizer: Any torch optimizer of its parameters, or a list of several: a step ends with the last of them.
+            An optimizer that holds another, as SAM does, is watched through it where its own step() is not called.
         schedule: Which steps to record, a function step -> bool. Step 0 is the model as it enters the block,
             step k the model after k optimizer steps.
         meta: What the reader of the trajectory should know (learning rate, seed); numbers, strings, lists,
             dicts.
         resume: Go on from the last whole iterate in the folder, which is loaded into model and optimizer on
-            entry; the loop then starts at `rec.step`. An empty folder starts a new run.
+            entry; the loop then starts at `rec.step`. An empty folder starts a new run. Where another checkpoint was
+            restored into them before, recording goes on at its step, or the Recorder refuses.
+        background: Whether iterates are written by a thread beside training, from a copy; training waits where the
+            one before is not yet on the disk.
+        subset: A glob of parameter names, or several: the only parameters to store. All buffers are.
+        dtype: The type to store floating-point numbers in, such as torch.bfloat16; None for their own.
+        optimizer_state: Whether the optimizers' state is stored; without it, as with `subset` and `dtype`, training
+            cannot go on from the iterates alone.
+        compress: Whether to compress files without loss, for more time.
+        keep: How many of the newest iterates to keep, or a schedule of those to keep beside the newest; the others are
+            removed when a newer one is on the disk.
 
     Raises:
         InputError: An argument that cannot be used.
@@ -61,6 +74,13 @@ class Recorder:
         schedule: Schedule | None = None,
         meta: dict[str, Any] | None = None,
         resume: bool = False,
+        *,
+        background: bool = False,
+        subset: str | Iterable[str] | None = None,
+        dtype: torch.dtype | None = None,
+        optimizer_state: bool = True,
+        compress: bool = False,
+        keep: int | Schedule | None = None,
     ):
         if not isinstance(model, nn.Module):
             raise InputError(f"Recorder(path, model, optimizer) needs a module, not {type(model).__name__}.")
@@ -68,6 +88,8 @@ class Recorder:
         owned = {id(p) for p in model_state.named_parameters(model).values()}
         if not owned & parameters_of(self._optimizers).keys():
             raise InputError("the optimizer holds no parameter of this model: pass a pair that trains together.")
+        self._storage = Storage.checked(subset, dtype, optimizer_state, compress, keep)
+        self._storage.names(model)
         self.path = absolute(path)
         self.step = 0
         self._model = model
@@ -77,6 +99,7 @@ class Recorder:
         self._manifest: dict[str, Any] = {}
         self._folder = RunFolder(self.path)
         self._log = log.LogWriter(self.path)
+        self._background = Background() if background else None
         self._watches: list[StepWatch] = []
         self._recording = False
         self._told = False  # whether a step was told of since the last tick
@@ -141,12 +164,14 @@ class Recorder:
                 ending.enter_context(contextlib.suppress(TrajectoryError))
             ending.callback(self._store_ending)
             ending.callback(self._log.close)
+            ending.callback(self._wait)
             self._manifest.update(last_step=self.step, wall_time=self.wall_time, log_rows=self._log.rows)
             if not self.diverged:
                 self._manifest["status"] = "interrupted"
             if exception_type is None:
                 if self._recorded != self.step and not self.diverged:
                     self._record()
+                self._wait()
                 if not self.diverged:
                     self._manifest["status"] = self._ending()
 
@@ -176,6 +201,8 @@ class Recorder:
         """
         if not self._recording:
             raise InputError("rec.log works inside the block: with Recorder(...) as rec: rec.log(loss=loss).")
+        if self._background is not None:
+            self._background.check()
         row = log.check_scalars(scalars)  # reading a GPU scalar waits for training, so the clock runs on
         entered = time.perf_counter()
         self._log.append({"step": self.step, "wall_time": self.wall_time, **row})
@@ -197,6 +224,7 @@ class Recorder:
         else:
             start = Start(0, 0.0)
             self._manifest = manifest.describe(self._model, self._optimizers, self._schedule, self._meta)
+            self._manifest["storage"] = self._storage.to_json()
         self.step = self._entered_at = start.step
         self._recorded = start.step if start.step in steps else None
         session = manifest.session(self._model, self.step)
@@ -209,6 +237,7 @@ class Recorder:
             manifest.write_manifest(self.path, self._manifest)
             if self._recorded is None:
                 self._record_if_due()
+                self._wait()
         except BaseException:
             self._log.close()
             if not steps:  # nothing is left of a run that could not begin
@@ -224,7 +253,10 @@ class Recorder:
                 f"{self.path} was recorded with {recorded}, not {mine}: "
                 "go on with the same optimizer or choose another path."
             )
-        start = find_start(self.path, steps, self._model, self._optimizers)
+        start = find_start(
+            self.path, steps, self._model, self._optimizers,
+            run=self._manifest.get("run"), lossy=self._storage.lossy() or stored_lossy(self._manifest),
+        )  # fmt: skip
         missing = manifest.not_optimized(self._model, self._optimizers)
         self._manifest.update(status="running", diverged_at=None, schedule=repr(self._schedule), not_optimized=missing)
         self._manifest.setdefault("sessions", [])
@@ -279,14 +311,28 @@ class Recorder:
         for device in {p.device for p in self._model.parameters() if p.device.type == "cuda"}:
             torch.cuda.synchronize(device)  # or training still queued would count as recording time
         entered = time.perf_counter()
+        self._wait()  # at most one copy at a time
         self._folder.check()
-        content = model_state.snapshot(self._model)
-        content.update(step=self.step, wall_time=self.wall_time, **model_state.optimizer_content(self._optimizers))
-        store.write_iterate(self.path, self.step, content)
+        content = {"step": self.step, "wall_time": self.wall_time, "run": self._manifest.get("run")}
+        content["about"] = manifest.about(self._manifest)
+        content |= self._storage.content(self._model, self._optimizers)
+        write = functools.partial(self._write, self.step)
+        if self._background is None:
+            write(content)
+        else:
+            self._background.submit(functools.partial(write, copied(content)))
         self._recorded = self.step
-        if not model_state.all_finite(content["parameters"].values()):
+        if not model_state.all_finite(p.detach() for p in model_state.named_parameters(self._model).values()):
             self._mark_diverged()
         self._clock += time.perf_counter() - entered
+
+    def _write(self, step: int, content: dict[str, Any]) -> None:
+        store.write_iterate(self.path, step, content, dtype=self._storage.dtype, compress=self._storage.compress)
+        self._storage.drop(self.path, step)
+
+    def _wait(self) -> None:
+        if self._background is not None:
+            self._background.wait()
 
     def _mark_diverged(self) -> None:
         if not self.diverged:

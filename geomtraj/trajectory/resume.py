@@ -36,23 +36,35 @@ class Start:
     attached: bool = False
 
 
-def find_start(folder: Path, steps: list[int], model: nn.Module, optimizers: Sequence[Optimizer]) -> Start:
+def find_start(
+    folder: Path, steps: list[int], model: nn.Module, optimizers: Sequence[Optimizer], *, run: str | None, lossy: str
+) -> Start:
     """Put model and optimizers where the run goes on, and say where that is.
 
     Where a checkpoint was restored into them before, the run goes on at its step: that of the iterate that equals it,
     or else the one that the optimizer's own counts of steps give. Nothing in the folder is changed.
 
+    Args:
+        folder: The trajectory's folder.
+        steps: The steps that have a file.
+        model: The model.
+        optimizers: The optimizers.
+        run: What names the run in its manifest.
+        lossy: Why training cannot go on from the iterates themselves; empty where it can.
+
     Raises:
         TrajectoryError: No iterate can be read, they are of another model or optimizer, or it cannot be told which
             step the restored checkpoint is of.
     """
-    content, damaged = _last_whole(folder, steps)
+    content, damaged = _last_whole(folder, steps, run)
     whole = [step for step in steps if step not in damaged]
-    model_state.check_same_model(model, content, folder)
+    model_state.check_same_model(model, content, folder, partial=bool(lossy))
     equal = _equal_step(folder, whole, model)
     restored = any(_has_state(o) for o in optimizers)
     if equal is None and restored:
         start = _by_counts(folder, content, optimizers, whole)
+    elif lossy:
+        start = _beside(folder, equal, lossy)
     elif equal is None or equal in (whole[0], whole[-1]):
         model_state.restore_optimizers(optimizers, content, folder)
         model_state.restore(model, content)
@@ -85,11 +97,21 @@ def set_aside(folder: Path, start: Start) -> None:
         )
 
 
-def _last_whole(folder: Path, steps: list[int]) -> tuple[dict[str, Any], list[int]]:
+def _beside(folder: Path, equal: int | None, lossy: str) -> Start:
+    """Attach to the iterate that the model already equals, since the model cannot be brought there."""
+    if not equal:
+        raise TrajectoryError(
+            f"{folder} holds {lossy}, from which training cannot go on: restore a checkpoint of your own into model "
+            "and optimizer before the Recorder is entered, or record into another folder."
+        )
+    return Start(equal, store.read_iterate(folder, equal, ())["wall_time"], attached=True)
+
+
+def _last_whole(folder: Path, steps: list[int], run: str | None) -> tuple[dict[str, Any], list[int]]:
     damaged: list[int] = []
     for step in reversed(steps):
         try:
-            return store.read_iterate(folder, step), damaged
+            return store.read_iterate(folder, step, run=run), damaged
         except store.DamagedFile:
             damaged.append(step)
     raise TrajectoryError(
@@ -113,14 +135,14 @@ def _equal_step(folder: Path, steps: list[int], model: nn.Module) -> int | None:
 def _by_counts(folder: Path, last: dict[str, Any], optimizers: Sequence[Optimizer], steps: list[int]) -> Start:
     stored = [_count(state) for state in model_state.optimizer_states(last)]
     live = [_count(o.state_dict()) for o in optimizers]
-    ahead = {now - then for now, then in zip(live, stored, strict=True) if now is not None and then is not None}
+    ahead = {now - then for now, then in zip(live, stored, strict=False) if now is not None and then is not None}
     step = last["step"] + ahead.pop() if len(ahead) == 1 else None
     if step is None or step < 0:
         raise _unknown(folder, "they equal none of its iterates, and the optimizer keeps no count of its steps")
     if step in steps:
         raise _unknown(folder, f"by the optimizer's count they are at step {step}, where the iterate is another")
     before = [s for s in steps if s <= step] or steps[:1]
-    return Start(step, store.read_iterate(folder, before[-1])["wall_time"], attached=True)
+    return Start(step, store.read_iterate(folder, before[-1], ())["wall_time"], attached=True)
 
 
 def _unknown(folder: Path, why: str) -> TrajectoryError:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from geomtraj.errors import InputError, TrajectoryError
+from geomtraj.layout import Layout
 from geomtraj.trajectory import model_state, store
 from geomtraj.trajectory.folder import absolute
 from geomtraj.trajectory.log import read_log
@@ -27,22 +29,36 @@ class Iterate:
 
     Attributes:
         step: Optimizer steps taken before it.
-        theta: The parameters that require grad, shape (P,), in the order of `model.named_parameters()`; tied
-            ones once.
-        optimizer_state: The optimizer's `state_dict()`, or a list of them where several were recorded.
         logged: Scalars logged at this step, by name.
         wall_time: Seconds of training until this step, recording not counted.
         parameters: Every parameter by name, the frozen ones included.
         buffers: Every buffer by name.
+        trainable: Names of the parameters that require grad.
+        read: Reads further parts of the file.
     """
 
     step: int
-    theta: Tensor
-    optimizer_state: Any
     logged: dict[str, float]
     wall_time: float
     parameters: dict[str, Tensor]
     buffers: dict[str, Tensor]
+    trainable: tuple[str, ...]
+    read: Callable[[Collection[str]], dict[str, Any]] = field(repr=False)
+
+    @cached_property
+    def theta(self) -> Tensor:
+        """The parameters that require grad, shape (P,), in the order of `model.named_parameters()`; tied ones once."""
+        tensors = [self.parameters[name].reshape(-1) for name in self.trainable]
+        return torch.cat(tensors) if tensors else torch.empty(0)
+
+    @cached_property
+    def optimizer_state(self) -> Any:
+        """The optimizer's `state_dict()`, or a list of them where several were recorded; None where none was stored.
+
+        Raises:
+            TrajectoryError: The file has been removed or damaged since.
+        """
+        return self.read(("optimizer",))["optimizer"]
 
     def __repr__(self) -> str:
         return f"Iterate(step={self.step}, {self.theta.numel()} parameters, logged={self.logged})"
@@ -112,26 +128,52 @@ class Trajectory:
         return f"Trajectory({str(self.path)!r}, {len(self)} iterates, {span}, {self.status})"
 
     def at_step(self, step: int) -> Iterate:
-        """The iterate recorded after `step` optimizer steps.
+        """The iterate recorded after `step` optimizer steps; the optimizer's state is read when it is asked for.
 
         Raises:
             TrajectoryError: That step was not recorded (near ones are named), or its file is damaged.
         """
-        content = self._read(step)
+        content = self._read(step, ("parameters", "buffers"))
         parameters = content["parameters"]
-        trainable = [parameters[name].reshape(-1) for name in content["trainable"]]
         logged = self._logged.get(step, {})
         return Iterate(
             step=step,
-            theta=torch.cat(trainable) if trainable else torch.empty(0),
-            optimizer_state=content["optimizer"],
             logged={name: value for name, value in logged.items() if name not in ("step", "wall_time")},
             wall_time=content["wall_time"],
             parameters=parameters,
             buffers=content["buffers"],
+            trainable=tuple(content["trainable"]),
+            read=functools.partial(self._read, step),
         )
 
-    def load_into(self, model: nn.Module, step: int, optimizer: Optimizer | Iterable[Optimizer] | None = None) -> None:
+    def wall_time(self, step: int) -> float:
+        """Seconds of training until a recorded step, read without its tensors; errors as for `at_step`."""
+        return self._read(step, ())["wall_time"]
+
+    def parameters(self, step: int, subset: str | Iterable[str]) -> dict[str, Tensor]:
+        """The parameters that match a glob or one of several, by name, read without the others.
+
+        Raises:
+            InputError: A glob matches no parameter.
+            TrajectoryError: As for `at_step`.
+        """
+        layout = Layout(self.manifest["parameters"], self.manifest.get("aliases", {}))
+        names = set(layout.select(subset))
+        return self._read(step, ("parameters",), names.__contains__)["parameters"]
+
+    def digest(self, step: int) -> str:
+        """What names the content of an iterate among all others, read without its tensors; errors as for `at_step`."""
+        self._check_recorded(step)
+        return store.digest(self.path, step)
+
+    def load_into(
+        self,
+        model: nn.Module,
+        step: int,
+        optimizer: Optimizer | Iterable[Optimizer] | None = None,
+        *,
+        partial: bool = False,
+    ) -> None:
         """Put model and optimizer back to where they stood at `step`, so that training goes on bit-equal.
 
         Parameters and buffers are restored in place, the frozen and tied ones included. Random number
@@ -143,6 +185,7 @@ class Trajectory:
                 converted to.
             step: A recorded step.
             optimizer: The optimizer to restore too, or several as they were recorded.
+            partial: Whether parameters that were not stored may stay as they are, in a run recorded with `subset`.
 
         Raises:
             TrajectoryError: The step was not recorded, its file is damaged, or the model or optimizer is
@@ -150,8 +193,13 @@ class Trajectory:
         """
         if not isinstance(model, nn.Module):
             raise InputError(f"load_into(model, step) needs a torch module, not {type(model).__name__}.")
-        content = self._read(step)
-        model_state.check_same_model(model, content, self.path)
+        content = self._read(step, ("parameters", "buffers", *(("optimizer", "held") if optimizer is not None else ())))
+        if not partial and "subset" in self.manifest.get("storage", {}):
+            raise TrajectoryError(
+                f"{self.path} holds only the parameters {', '.join(content['parameters'])[:200]}: pass partial=True to "
+                "load these and leave the others as they are."
+            )
+        model_state.check_same_model(model, content, self.path, partial=partial)
         if optimizer is not None:
             model_state.restore_optimizers(plain_optimizers(optimizer), content, self.path)
         model_state.restore(model, content)
@@ -160,7 +208,7 @@ class Trajectory:
     def _logged(self) -> dict[int, dict[str, Any]]:
         return {row["step"]: row for row in self.log}
 
-    def _read(self, step: int) -> dict[str, Any]:
+    def _check_recorded(self, step: int) -> None:
         if step not in self.steps:
             place = bisect.bisect(self.steps, step)
             near = self.steps[max(place - 2, 0) : place + 2]
@@ -168,4 +216,31 @@ class Trajectory:
                 f"{self.path} has no iterate of step {step}: "
                 f"the recorded steps near it are {', '.join(map(str, near))}."
             )
-        return store.read_iterate(self.path, step)
+
+    def _read(self, step: int, parts: Collection[str], names: Callable[[str], bool] | None = None) -> dict[str, Any]:
+        self._check_recorded(step)
+        content = store.read_iterate(self.path, step, parts, names=names, run=self.manifest.get("run"))
+        fault = _fault(content, parts)
+        if fault:
+            raise store.damaged(store.iterate_path(self.path, step), fault)
+        return content
+
+
+def _fault(content: dict[str, Any], parts: Collection[str]) -> str:
+    """What is wrong with the content of an iterate, empty where nothing is."""
+    wall_time, trainable = content.get("wall_time"), content.get("trainable")
+    if type(content.get("step")) is not int or not isinstance(wall_time, (int, float)):
+        return "its step or wall_time is no number"
+    if not isinstance(trainable, list) or not all(isinstance(name, str) for name in trainable):
+        return "its trainable is no list of names"
+    for part in ("parameters", "buffers"):
+        stored = content.get(part)
+        if part in parts and not (
+            isinstance(stored, dict) and all(isinstance(t, Tensor) and isinstance(k, str) for k, t in stored.items())
+        ):
+            return f"its {part} are no tensors by name"
+    if "parameters" in parts and "buffers" in parts and not set(trainable) <= content["parameters"].keys():
+        return "its trainable names a parameter that it lacks"
+    if "optimizer" in parts and not isinstance(content.get("optimizer"), (dict, list, type(None))):
+        return "its optimizer is no state"
+    return ""

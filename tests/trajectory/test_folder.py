@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from geomtraj.errors import InputError, TrajectoryError
-from geomtraj.trajectory import Recorder, Trajectory, every, store
+from geomtraj.trajectory import Recorder, Trajectory, every, payload, store
 
 
 def pair():
@@ -151,19 +151,23 @@ def test_half_written_files_of_killed_processes_go_and_others_stay(tmp_path):
     assert not any(p.exists() for p in orphans) and all(p.exists() for p in others)
 
 
-def test_what_is_no_damage_is_not_taken_for_damage(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [MemoryError(), OSError(5, "Input/output error")])
+def test_what_is_no_damage_is_not_taken_for_damage(tmp_path, monkeypatch, error):
     model, optimizer = pair()
     with Recorder(tmp_path, model, optimizer, every(1)):
         step(model, optimizer)
     before = sorted(tmp_path.rglob("*"))
 
     def fail(*args):
-        raise MemoryError
+        raise error
 
-    monkeypatch.setattr(store, "_parse", fail)
-    with pytest.raises(MemoryError):
+    monkeypatch.setattr(payload.os, "preadv", fail)
+    with pytest.raises(
+        MemoryError if isinstance(error, MemoryError) else TrajectoryError, match="rror|memory does"
+    ) as caught:
         Recorder(tmp_path, *pair(), resume=True).start()
     monkeypatch.undo()
+    assert not isinstance(caught.value, store.DamagedFile)
     assert sorted(tmp_path.rglob("*")) == before
     assert [i.step for i in Trajectory(tmp_path)] == [0, 1]
 

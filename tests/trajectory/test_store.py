@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import json
 import math
 
@@ -54,16 +55,26 @@ def _native(tensor):
     return tensor.dtype not in (torch.bfloat16, torch.float8_e4m3fn)
 
 
-def test_every_nested_value_comes_back_bit_equal(tmp_path):
-    store.write_iterate(tmp_path, 7, nested())
+@pytest.mark.parametrize("compress", [False, True])
+def test_every_nested_value_comes_back_bit_equal(tmp_path, compress):
+    store.write_iterate(tmp_path, 7, nested(), compress=compress)
+    store.check_iterate(tmp_path, 7)
     same(nested(), store.read_iterate(tmp_path, 7))
     assert store.stored_steps(tmp_path) == [7]
 
 
-def test_tensors_stand_under_readable_names(tmp_path):
-    store.write_iterate(tmp_path, 0, {"parameters": {"head.weight": torch.arange(4.0)}})
+@pytest.mark.parametrize("compress", [False, True])
+def test_h5py_alone_reads_a_file_by_its_table(tmp_path, compress):
+    content = {"parameters": {"a": torch.arange(3.0), "b": torch.ones(2, dtype=torch.bfloat16), "c": torch.eye(2)}}
+    store.write_iterate(tmp_path, 0, content, compress=compress)
     with h5py.File(store.iterate_path(tmp_path, 0)) as file:
-        assert file["data/parameters/head.weight"][()].tolist() == [0, 1, 2, 3]
+        header = json.loads(file["header"][()].tobytes())
+        found = {}
+        for name, kind, shape, offset, sha in header["tensors"]:
+            bits = file[f"data/{kind}"][offset : offset + math.prod(shape)]
+            assert hashlib.sha256(bits.tobytes()).hexdigest()[:32] == sha
+            found[name] = bits.reshape(shape).tolist()
+    assert found == {"parameters/a": [0, 1, 2], "parameters/b": [0x3F80] * 2, "parameters/c": [[1, 0], [0, 1]]}
 
 
 def test_what_cannot_be_stored_is_named(tmp_path):
@@ -74,12 +85,13 @@ def test_what_cannot_be_stored_is_named(tmp_path):
     assert store.stored_steps(tmp_path) == []
 
 
-def test_any_damage_is_found_or_harmless(tmp_path):
+@pytest.mark.parametrize("compress", [False, True])
+def test_any_damage_is_found_or_harmless(tmp_path, compress):
     content = {"parameters": {"weight": torch.arange(40.0)}, "step": 3}
-    store.write_iterate(tmp_path, 3, content)
+    store.write_iterate(tmp_path, 3, content, compress=compress)
     path = store.iterate_path(tmp_path, 3)
     whole = path.read_bytes()
-    place = whole.find(content["parameters"]["weight"].numpy().tobytes())
+    place = whole.find(content["parameters"]["weight"].numpy().tobytes()) if not compress else 600
     refused = 0
     for position in [*range(0, len(whole), 37), place, place + 21]:
         damaged = bytearray(whole)

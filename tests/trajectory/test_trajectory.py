@@ -47,10 +47,14 @@ def test_indexing_is_a_sequences_and_slices_stay_lazy(recorded, monkeypatch):
         trajectory[4]
     read = []
     real = store.read_iterate
-    monkeypatch.setattr(store, "read_iterate", lambda folder, step: read.append(step) or real(folder, step))
+    monkeypatch.setattr(
+        store, "read_iterate", lambda folder, step, *a, **k: read.append(step) or real(folder, step, *a, **k)
+    )
     part = trajectory[1::2]
     assert part.steps == [3, 9] and trajectory.steps == [0, 3, 4, 9] and not read
     assert [iterate.step for iterate in part] == read == [3, 9]
+    assert part[0].optimizer_state["state"][1]["step"] == 3  # read only now
+    assert read == [3, 9, 3, 3]
     assert len(trajectory[:0]) == 0
 
 

@@ -1,0 +1,299 @@
+"""The bytes of tensors in an iterate's file: all of one type behind each other, found by a table of offsets."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+PIECE = 2**22
+"""Bytes that are converted, hashed and written at a time."""
+
+DEFLATE_RATIO = 1032
+"""How many times smaller deflate makes anything at most."""
+
+_NATIVE = {
+    torch.float16, torch.float32, torch.float64, torch.complex64, torch.complex128, torch.bool,
+    torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
+}  # fmt: skip
+_BITS = {torch.bfloat16: np.dtype(np.uint16)}
+
+
+def type_name(dtype: torch.dtype) -> str:
+    """The name of a tensor's type: "float32"."""
+    return str(dtype).removeprefix("torch.")
+
+
+def dtype_of(name: object) -> torch.dtype:
+    """The tensor type of that name.
+
+    Raises:
+        ValueError: There is none.
+    """
+    dtype = getattr(torch, name, None) if isinstance(name, str) and name.isidentifier() else None
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"the unknown number type {name!r}")
+    return dtype
+
+
+def element(dtype: torch.dtype) -> np.dtype:
+    """The NumPy type whose elements hold the bits: its own, uint16 for bfloat16, else bytes."""
+    if dtype in _NATIVE:
+        return torch.empty(0, dtype=dtype).numpy().dtype
+    return _BITS.get(dtype, np.dtype(np.uint8))
+
+
+def length(shape: Sequence[int], dtype: torch.dtype) -> int:
+    """How many elements a tensor takes up."""
+    return math.prod(shape) * (dtype.itemsize // element(dtype).itemsize)
+
+
+def array_of(tensor: Tensor) -> np.ndarray:
+    """The bits of a tensor in a flat array; a view where the tensor is contiguous and on the CPU."""
+    flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
+    if flat.dtype in _NATIVE:
+        return flat.numpy()
+    return flat.view(torch.uint8).numpy().view(element(flat.dtype))
+
+
+def pieces(tensor: Tensor, dtype: torch.dtype) -> Iterator[np.ndarray]:
+    """The bits of a tensor as another type, in flat arrays of a few MiB, so that no second copy stands in memory."""
+    flat = tensor.detach()
+    flat = flat.reshape(-1) if flat.is_contiguous() else flat.contiguous().reshape(-1)
+    step = max(PIECE // max(flat.element_size(), dtype.itemsize), 1)
+    for start in range(0, flat.numel(), step):
+        part = flat[start : start + step]
+        yield array_of(part if part.dtype == dtype else part.to(dtype))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tensor in the table.
+
+    Attributes:
+        name: Its readable path.
+        dtype: Its type.
+        shape: Its shape.
+        offset: Its first element among those of its type.
+        sha: The first 32 hexadecimal digits of the SHA-256 of its bytes.
+    """
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+    sha: str = ""
+
+    @property
+    def stop(self) -> int:
+        """The element after its last one."""
+        return self.offset + length(self.shape, self.dtype)
+
+    def to_json(self) -> list[Any]:
+        """The row as JSON has it."""
+        return [self.name, type_name(self.dtype), list(self.shape), self.offset, self.sha]
+
+    @classmethod
+    def from_json(cls, row: Any) -> Row:
+        """The row that `to_json` wrote.
+
+        Raises:
+            ValueError: It is not such a row.
+        """
+        if not isinstance(row, list) or len(row) != 5:
+            raise ValueError("a row of the table that has not five entries")
+        name, dtype, shape, offset, sha = row
+        if not isinstance(name, str) or not isinstance(sha, str):
+            raise ValueError("a row of the table without name or checksum")
+        if not isinstance(shape, list) or len(shape) > 64 or not all(map(_whole, [*shape, offset])):
+            raise ValueError(f"the shape or offset of {name[:80]}")
+        return cls(name, dtype_of(dtype), tuple(shape), offset, sha)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Where the tensors of one type stand in the file.
+
+    Attributes:
+        length: How many elements there are.
+        extents: (offset in the file, bytes there) of the block, or of each of its compressed chunks.
+        chunk: Elements of a compressed chunk, 0 where nothing is compressed.
+    """
+
+    length: int
+    extents: tuple[tuple[int, int], ...]
+    chunk: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """The block as JSON has it."""
+        return {"length": self.length, "extents": [list(e) for e in self.extents], "chunk": self.chunk}
+
+    @classmethod
+    def from_json(cls, content: Any, item: int, file_size: int) -> Block:
+        """The block that `to_json` wrote, for elements of `item` bytes in a file of that size.
+
+        Raises:
+            ValueError: It is not such a block, or does not fit into the file.
+        """
+        if not isinstance(content, dict) or not all(_whole(content.get(key)) for key in ("length", "chunk")):
+            raise ValueError("a block without length or chunk")
+        count, chunk, extents = content["length"], content["chunk"], content.get("extents")
+        if not isinstance(extents, list) or not all(
+            isinstance(e, list) and len(e) == 2 and all(map(_whole, e)) and sum(e) <= file_size for e in extents
+        ):
+            raise ValueError("a block that reaches beyond the file")
+        stored = sum(size for _, size in extents)
+        fits = len(extents) == -(-count // chunk) if chunk else len(extents) == 1 and stored == count * item
+        if (
+            not fits
+            or stored > file_size
+            or chunk * item > 2**30
+            or count * item > DEFLATE_RATIO * stored + chunk * item
+        ):
+            raise ValueError("a block whose size does not fit the file's")
+        return cls(count, tuple((start, size) for start, size in extents), chunk)
+
+
+class Reader:
+    """Reads elements of one block, without HDF5.
+
+    Args:
+        descriptor: The open file.
+        block: The block.
+        item: Bytes of an element.
+    """
+
+    def __init__(self, descriptor: int, block: Block, item: int):
+        self._descriptor, self._block, self._item = descriptor, block, item
+        self._held: tuple[int, bytes] = (-1, b"")
+
+    def into(self, target: memoryview, first: int) -> None:
+        """Fill a writable buffer with the elements from `first` on.
+
+        Raises:
+            ValueError: The file ends before, or a compressed chunk is damaged.
+            OSError: The disk does not give the file's bytes.
+        """
+        if not self._block.chunk:
+            read_into(self._descriptor, target, self._block.extents[0][0] + first * self._item)
+            return
+        start, size = first * self._item, self._block.chunk * self._item
+        done = 0
+        while done < len(target):
+            index, inside = divmod(start + done, size)
+            part = self._chunk(index)[inside : inside + len(target) - done]
+            target[done : done + len(part)] = part
+            done += len(part)
+
+    def _chunk(self, index: int) -> bytes:
+        if self._held[0] != index:
+            self._held = (-1, b"")
+            offset, size = self._block.extents[index]
+            raw = bytearray(size)
+            read_into(self._descriptor, memoryview(raw), offset)
+            plain = inflate(bytes(raw), self._block.chunk * self._item)
+            columns = np.frombuffer(plain, np.uint8).reshape(self._item, -1)  # HDF5's shuffle filter, undone
+            self._held = (index, columns.T.tobytes())
+        return self._held[1]
+
+
+def inflate(raw: bytes, size: int) -> bytes:
+    """Deflated bytes as they were; never more than `size` of them are made.
+
+    Raises:
+        ValueError: They are damaged, or of another size.
+    """
+    stream = zlib.decompressobj()
+    try:
+        plain = stream.decompress(raw, size) if size else b""
+    except zlib.error as error:
+        raise ValueError(f"compressed bytes ({error})") from error
+    if len(plain) != size:
+        raise ValueError("compressed bytes of another size")
+    return plain
+
+
+def read_into(descriptor: int, target: memoryview, offset: int) -> None:
+    """Fill a buffer from a place in a file.
+
+    Raises:
+        ValueError: The file ends before.
+        OSError: The disk does not give the file's bytes.
+    """
+    done = 0
+    while done < len(target):
+        got = os.preadv(descriptor, [target[done:]], offset + done)
+        if got == 0:
+            raise ValueError("a file that ends too early")
+        done += got
+
+
+def read_tensor(row: Row, reader: Reader) -> Tensor:
+    """One tensor, with memory of its own, verified by its checksum.
+
+    Raises:
+        ValueError: The bytes are not those that were written.
+        OSError: The disk does not give them.
+    """
+    if math.prod(row.shape) * row.dtype.itemsize > psutil.virtual_memory().total:
+        raise MemoryError(f"{row.name[:200]} of shape {row.shape} is larger than this machine's memory")
+    try:
+        tensor = torch.empty(row.shape, dtype=row.dtype)
+    except RuntimeError as error:  # torch's word for memory that does not suffice
+        raise MemoryError(f"{row.name[:200]} of shape {row.shape} does not fit into memory") from error
+    digest = hashlib.sha256()
+    if tensor.numel():
+        target = tensor.reshape(-1).view(torch.uint8).numpy().data
+        item = element(row.dtype).itemsize
+        for start in range(0, len(target), PIECE):
+            part = target[start : start + PIECE]
+            reader.into(part, row.offset + start // item)
+            digest.update(part)
+    if digest.hexdigest()[:32] != row.sha:
+        raise ValueError(f"the numbers of {row.name[:200]}, whose checksum does not hold")
+    return tensor
+
+
+class Buffered:
+    """Gathers small arrays, so that thousands of tensors cost few writes.
+
+    Args:
+        write: Writes an array of elements at an element's position.
+        dtype: Type of the elements.
+    """
+
+    def __init__(self, write: Callable[[np.ndarray, int], None], dtype: np.dtype):
+        self._write, self._waiting, self._size, self._at = write, list[np.ndarray](), 0, 0
+        self._limit = max(PIECE // 4 // dtype.itemsize, 1)
+
+    def add(self, array: np.ndarray) -> None:
+        """Take an array over; its memory may change after the next `add`, so small ones are copied."""
+        if len(array) >= self._limit:
+            self.flush()
+            self._write(array, self._at)
+            self._at += len(array)
+            return
+        self._waiting.append(array.copy())
+        self._size += len(array)
+        if self._size >= self._limit:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits."""
+        if self._waiting:
+            self._write(np.concatenate(self._waiting), self._at)
+            self._at += self._size
+            self._waiting, self._size = [], 0
+
+
+def _whole(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**62
