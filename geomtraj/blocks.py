@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from geomtraj.errors import InputError, unknown_name
-from geomtraj.layout import Layout, Slot, matching
+from geomtraj.layout import Layout, Slot, each_glob, matching
 
 Kind = Literal["matrix", "embedding", "vector"]
 Vector = TypeVar("Vector", Tensor, np.ndarray)
@@ -191,7 +191,7 @@ class Blocks(Mapping[str, Block]):
         """
         chosen: dict[str, Block] = {}
         parameters: set[str] = set()
-        for glob in [globs] if isinstance(globs, str) else globs:
+        for glob in each_glob(globs):
             names, wholes = self.meant(glob)
             if not names and not wholes:
                 known = dict.fromkeys([*self._blocks, *self._aliases, *self.layout, *self.layout.aliases])

@@ -275,6 +275,11 @@ def test_selected_and_tied_parameters():
         some.blocks.select("blocks.0.mlp.up.bias")
     with pytest.raises(gt.InputError, match="an empty list"):
         some.blocks.select([])
+    for globs in (3, [None], b"head.weight"):
+        with pytest.raises(gt.InputError, match="names and globs must be strings"):
+            gt.Hessian(some).block(globs)
+        with pytest.raises(gt.InputError, match="names and globs must be strings"):
+            gt.Problem(problem.model, problem._loss, problem.batches, params=globs)
     with pytest.raises(gt.InputError, match="means 7 blocks"):
         some.blocks.find("embedding*")
 
