@@ -13,6 +13,7 @@ from torch import nn
 from geomtraj.contrast import Comparison, Row, Table, contrast
 from geomtraj.contrast.blocks import only, usable_everywhere
 from geomtraj.contrast.by_pair import PairRatio, mean_ratios, pair_ratios
+from geomtraj.contrast.matrices import is_matrix, shapes_of
 from geomtraj.errors import InputError
 from geomtraj.inference.ratios import holm
 from geomtraj.measuring import Results
@@ -37,7 +38,7 @@ class Task:
         adaptive: Name of the optimizer below the line.
         sgd: Name of the one above it.
         runs: Optimizer -> its runs, diverged ones among them.
-        layers: The weight matrices (parameter tensors of two or more dimensions), in the model's order.
+        layers: The weight matrices (blocks of two or more dimensions), in the model's order.
         lookups: Those of them that are looked up, not multiplied: embeddings, whose rows are zero where a token is not
             in the measuring batches.
         averaged: Those that are multiplied and whose R_med, in every variant, is positive and finite at every iterate
@@ -115,9 +116,9 @@ def compare(
     groups = {key: list(results) for key, results in runs.items()}
     adaptive, sgd = groups
     everything = [r for results in groups.values() for r in results]
-    shapes = next((r.manifest.get("parameters") for r in everything if r.manifest.get("parameters")), None) or {}
+    shapes = shapes_of(everything)
     labels = list(dict.fromkeys(k for r in everything if "r_med" in r.statistics for k in r.labels("r_med")))
-    layers = [k for k in labels if len(shapes.get(k, ())) > 1]
+    layers = [k for k in labels if is_matrix(k, shapes)]
     others = [k for k in labels if k not in layers]
     averaged, reasons = [k for k in layers if k not in lookups], []
     changed = {}

@@ -21,9 +21,11 @@ Losses = Callable[[Mapping[str, Tensor]], Tensor]
 UNNOTICED = 1e-2
 """What doubled queries and halved keys may change, of what other factors on the values change: where queries and keys
 are normalised, the eps in that notices a little."""
-UNSUITED = (RuntimeError, ValueError, ArithmeticError, AssertionError)
-"""What a model raises that does not take some parameters or some examples alone."""
+UNSUITED = (RuntimeError, ValueError, ArithmeticError, AssertionError, MemoryError)
+"""What a model raises that does not take some parameters or some examples alone, or has no room for them."""
 FEW = 2
+NUMBERS = 65537
+"""How many random numbers the noise is made of, again and again; a prime, so that no row repeats."""
 NOISE = 1e-6
 """What is no change of the losses, of their size, in float32 and better."""
 NAMES = {(0, 1): ("q", "k", "v"), (0, 2): ("q", "v", "k"), (1, 2): ("v", "q", "k")}
@@ -61,8 +63,11 @@ def recognise(
     for fused in look_fused(model):
         found = Split(0, NAMES[0, 1], None, 1) if fused.ordered else None
         if not fused.known:
-            values = values or perturbed(model)
-            told = arrangement(fused, values, lambda changed: losses_of(changed, batch))
+            try:
+                values = values or perturbed(model)
+                told = arrangement(fused, values, lambda changed: losses_of(changed, batch))
+            except UNSUITED:
+                told = "unseen"
             other = told is None and (graph.softmax or fused.heads is not None)
             found = told if isinstance(told, Split) else None if other else found
         for name, axis in fused.axes.items():
@@ -96,11 +101,12 @@ def perturbed(model: nn.Module, seed: int = 0) -> dict[str, Tensor]:
     rng = generator(seed, "attention")
     found = {}
     for name, p in model.named_parameters():
-        fan = p[0].numel() if p.dim() > 1 and len(p) else 100
-        noise = 0.5 / math.sqrt(max(fan, 1))
         found[name] = p.detach()
-        if p.is_floating_point():
-            found[name] = found[name] + noise * gaussian(tuple(p.shape), rng, p.detach())
+        if p.is_floating_point() and p.numel():
+            fan = p[0].numel() if p.dim() > 1 else 100
+            numbers = gaussian((min(p.numel(), NUMBERS),), rng, found[name])
+            numbers = numbers.repeat(-(-p.numel() // NUMBERS))[: p.numel()].reshape(p.shape)
+            found[name] = numbers.mul_(0.5 / math.sqrt(fan)).add_(found[name])
     return found
 
 
@@ -116,10 +122,7 @@ def arrangement(fused: Fused, values: Mapping[str, Tensor], losses: Losses) -> S
         values: All parameters of the model by name, with noise on them (see `perturbed`).
         losses: Losses of a few examples with given parameters.
     """
-    try:
-        before = losses(values)
-    except UNSUITED:
-        return "unseen"
+    before = losses(values)
     noise = NOISE * float(before.norm())
 
     def change(factors: Tensor, apart: Mapping[str, float] | None = None) -> float:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from geomtraj.errors import InputError, unknown_name
-from geomtraj.layout import Layout, Slot, matching
+from geomtraj.layout import Layout, Slot, each_glob, matching
 
 Kind = Literal["matrix", "embedding", "vector"]
 Vector = TypeVar("Vector", Tensor, np.ndarray)
@@ -96,9 +96,9 @@ class Block:
         return math.prod(self.shape)
 
     @property
-    def start(self) -> int:
-        """Where the first of its parameters begins in theta."""
-        return min(piece.slot.slice.start for piece in self.pieces)
+    def place(self) -> tuple[int, ...]:
+        """What orders blocks: where its first parameter begins in theta, and where its part of that does."""
+        return min((piece.slot.slice.start, *(cut.start for cut in piece.cuts)) for piece in self.pieces)
 
     @property
     def whole(self) -> bool:
@@ -145,7 +145,6 @@ class Blocks(Mapping[str, Block]):
         self.unsure = tuple(unsure)
         blocks = [whole_parameter(layout, name) for name in layout] if blocks is None else blocks
         self._blocks = {block.name: block for block in blocks}
-        self._place = {name: number for number, name in enumerate(self._blocks)}
         self._of: dict[str, list[Block]] = {name: [] for name in layout}
         for block in self._blocks.values():
             for name in block.parameters:
@@ -192,7 +191,7 @@ class Blocks(Mapping[str, Block]):
         """
         chosen: dict[str, Block] = {}
         parameters: set[str] = set()
-        for glob in [globs] if isinstance(globs, str) else globs:
+        for glob in each_glob(globs):
             names, wholes = self.meant(glob)
             if not names and not wholes:
                 known = dict.fromkeys([*self._blocks, *self._aliases, *self.layout, *self.layout.aliases])
@@ -238,7 +237,7 @@ class Blocks(Mapping[str, Block]):
                 if name in block.parameters:
                     raise InputError(f"{block.name!r} and {name!r} overlap: ask for one of them at a time.")
         found = [*chosen.values(), *(self._whole(name) for name in apart)]
-        return sorted(found, key=lambda block: (block.start, self._place.get(block.name, -1)))
+        return sorted(found, key=lambda block: block.place)
 
     def _whole(self, name: str) -> Block:
         kinds = {block.kind for block in self._of[name]}

@@ -31,6 +31,19 @@ def _fitting(pattern: str, names: list[str]) -> list[str]:
     return [name for name in names if fits(name)]
 
 
+def each_glob(globs: str | Iterable[str]) -> list[str]:
+    """One glob or several as a list.
+
+    Raises:
+        InputError: They are something else.
+    """
+    found = [globs] if isinstance(globs, str) else list(globs) if isinstance(globs, Iterable) else [globs]
+    for glob in found:
+        if not isinstance(glob, str):
+            raise InputError(f"names and globs must be strings, such as 'layers.0.*', not {glob!r}.")
+    return found
+
+
 class Slot(NamedTuple):
     """The place of one parameter tensor: its slice of the flat vector and its own shape."""
 
@@ -84,7 +97,7 @@ class Layout(Mapping[str, Slot]):
             InputError: A glob matches nothing; the message lists near names.
         """
         chosen: set[str] = set()
-        for glob in [globs] if isinstance(globs, str) else globs:
+        for glob in each_glob(globs):
             hits = [glob] if glob in self else matching(glob, [*self._slots, *self.aliases])
             if not hits:
                 raise unknown_name("parameter or glob", glob, [*self._slots, *self.aliases])

@@ -160,7 +160,7 @@ def arranged(layout: Layout, told: Recognised | None, wanted: Any) -> Blocks:
         for key, how in wanted.items():
             plan.apply(key, how)
     whole = {name for name in unsure if name in plan.current and name not in plan.claimed and wanted is not False}
-    return Blocks(layout, sorted(plan.current.values(), key=lambda block: block.start), whole)
+    return Blocks(layout, sorted(plan.current.values(), key=lambda block: block.place), whole)
 
 
 def _joined(name: str, members: list[Block]) -> Block:

@@ -121,6 +121,18 @@ def test_a_layer_that_has_no_effect_yet_is_told_by_its_random_perturbation():
     assert problem.blocks["query_key_value.weight[k]"].pieces[0].cuts[0].groups == 4
 
 
+def test_a_loss_that_does_not_take_other_parameters_leaves_it_to_the_name():
+    model = Attention("qkv", "parts").double()
+    start = [p.detach().clone() for p in model.parameters()]
+
+    def stubborn(m, tokens):
+        assert all(torch.equal(p, q) for p, q in zip(m.parameters(), start, strict=True))
+        return tokens_loss(m, tokens)
+
+    problem = gt.Problem(model, stubborn, [torch.randint(0, 5, (3, 6))])
+    assert len(problem.blocks.of_parameter("qkv.weight")) == 3
+
+
 def test_where_the_loss_cannot_tell_only_an_ordered_name_is_believed():
     def around_it(model, tokens):
         return model.head(model.embedding(tokens)).square().mean((1, 2))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from geomtraj.errors import InputError
+from geomtraj.layout import matching
 from geomtraj.measuring.results import Results
 
 ALL = "all"
@@ -48,13 +48,13 @@ def choose(runs: Sequence[Results], labels: Sequence[str], over: str | Sequence[
         return _given(labels, over)
     if len(blocks) < 2:
         return Choice(tuple(blocks or labels), "the only block" if blocks else "all parameters", {})
-    shapes, kinds = shapes_of(runs), _kinds(runs)
+    shapes, kinds, told = shapes_of(runs), _kinds(runs), blocks_of(runs)
     known = [label for label in blocks if label in shapes or base(label) in shapes]
     if not known:
         named = any(r.manifest.get("parameters") for r in runs)
         return Choice((), "", {}) if named else Choice(tuple(blocks), "blocks of unknown shape", {})
-    embeddings = [label for label in blocks if is_embedding(label, kinds)]
-    matrices = [b for b in blocks if len(_shape(b, shapes)) > 1]
+    embeddings = [b for b in blocks if (told[b][0] == "embedding" if b in told else is_embedding(b, kinds))]
+    matrices = [b for b in blocks if (told[b][0] != "vector" if b in told else is_matrix(b, shapes))]
     chosen = tuple(b for b in matrices if b not in embeddings)
     others = {
         "embeddings": tuple(b for b in matrices if b in embeddings),
@@ -72,6 +72,19 @@ def shapes_of(runs: Iterable[Results]) -> dict[str, Sequence[int]]:
             for label, details in m.details.items():
                 if isinstance(details, dict) and isinstance(details.get("shape"), (list, tuple)):
                     found[label] = details["shape"]
+        found |= {label: shape for label, (_, shape) in blocks_of([r]).items()}
+    return found
+
+
+def blocks_of(runs: Iterable[Results]) -> dict[str, tuple[str, Sequence[int]]]:
+    """Kind and shape of each block that measurements tell of: "matrix", "embedding" or "vector"."""
+    found: dict[str, tuple[str, Sequence[int]]] = {}
+    for r in runs:
+        for m in r.measurements[:64]:  # blocks are the same at every iterate
+            told = m.made.get("blocks")
+            for label, about in told.items() if isinstance(told, dict) else ():
+                if isinstance(about, (list, tuple)) and len(about) == 2 and isinstance(about[1], (list, tuple)):
+                    found[label] = str(about[0]), about[1]
     return found
 
 
@@ -105,7 +118,7 @@ def _given(labels: Sequence[str], over: str | Sequence[str]) -> Choice:
         raise InputError("over must be a label, a glob or a list of them, such as 'blocks.*.weight'.")
     found: dict[str, None] = {}
     for name in wanted:
-        fits = [name] if name in labels else [label for label in labels if fnmatch.fnmatchcase(label, name)]
+        fits = matching(name, labels)
         if not fits:
             some = ", ".join(labels[:8]) + (f" and {len(labels) - 8} more" if len(labels) > 8 else "")
             raise InputError(f"over={name!r} fits none of the labels ({some}).")

@@ -165,6 +165,7 @@ def _measured(statistic: Statistic, point: Point, blank: Measurement, first: boo
             status=outcome.status,
             matvecs=outcome.matvecs,
             seconds=time.perf_counter() - started,
+            made=blank.made | _about_blocks(point.problem, outcome),
         )
         return from_text(to_text(found))  # as it will be read
     except InputError as error:
@@ -175,6 +176,12 @@ def _measured(statistic: Statistic, point: Point, blank: Measurement, first: boo
         if shared(point.problem):
             raise
         return _failed(blank, statistic, error, time.perf_counter() - started)
+
+
+def _about_blocks(problem: Problem, outcome: Outcome) -> dict[str, Any]:
+    """Kind and shape of each block that a quantity belongs to, for who compares weight matrices alone."""
+    blocks = {label: problem.blocks[label] for label in outcome.quantities if label in problem.blocks}
+    return {"blocks": {label: [block.kind, list(block.shape)] for label, block in blocks.items()}} if blocks else {}
 
 
 def shared(problem: Problem) -> bool:

@@ -80,9 +80,9 @@ class Task(ABC):
     def evaluation(self) -> list[Any]:
         """The fixed evaluation set in micro-batches: what losses and curvature are measured on."""
 
-    def problem(self, model: nn.Module, params: str | Iterable[str] | None = None) -> Problem:
-        """The evaluation loss of the model as a `Problem`; `params` as there."""
-        return Problem(model, self.loss, self.evaluation(), params)
+    def problem(self, model: nn.Module, params: str | Iterable[str] | None = None, *, blocks: Any = None) -> Problem:
+        """The evaluation loss of the model as a `Problem`; `params` and `blocks` as there."""
+        return Problem(model, self.loss, self.evaluation(), params, blocks=blocks)
 
     def random_rows(self, rows: int, step: int, seed: int) -> Tensor:
         """Positions, shape (batch_size,), drawn for one training batch out of `rows`, with replacement."""

@@ -235,6 +235,20 @@ def test_shapes_of_blocks_come_from_the_measurements_where_they_stand_there():
     assert choice.others == {"fewer than two dimensions": ("small",)}
 
 
+def test_measurements_tell_kinds_of_blocks_whatever_their_names():
+    names = ["conv[0].weight[q]", "conv[0].weight[k]", "lookup", "joined", "gain"]
+    r = made({name: np.ones(4) for name in names}, 0)
+    kinds = ["matrix", "matrix", "embedding", "matrix", "vector"]
+    shapes = [[4, 8], [2, 8], [5, 8], [40], [1, 1, 8]]
+    for m in r.of("r_med"):
+        m.made["blocks"] = {n: [k, s] for n, k, s in zip(names, kinds, shapes, strict=True)}
+    choice = choose([r], [*names, "all"])
+    assert choice.labels == ("conv[0].weight[q]", "conv[0].weight[k]", "joined")
+    assert choice.others == {"embeddings": ("lookup",), "fewer than two dimensions": ("gain",)}
+    assert choose([r], names, "*[q]").labels == ("conv[0].weight[q]",)
+    assert choose([r], names, "conv[0].*").labels == tuple(names[:2])
+
+
 def test_without_shapes_all_blocks_are_taken_and_that_is_said():
     rng = np.random.default_rng(4)
     first, other = ([made({k: np.exp(rng.normal(size=4)) for k in "uv"}, s, {}) for s in range(2)] for _ in "ab")

@@ -12,6 +12,7 @@ from measured import X, Y, files, losses, net, numbers, problem, record
 from torch import nn
 
 import geomtraj as gt
+from geomtraj.contrast.matrices import choose as contrast_blocks
 from geomtraj.errors import InputError, TrajectoryError
 from geomtraj.measuring import unit
 
@@ -45,6 +46,22 @@ def test_what_is_stored_is_not_measured_again(trajectory, monkeypatch):
     assert numbers(again) == numbers(first)
     assert {f: f.stat().st_mtime_ns for f in files(trajectory)} == stamps
     assert numbers(gt.Results.load(trajectory.path)) == numbers(first)
+
+
+def test_what_is_measured_per_block_tells_kinds_and_shapes_and_other_blocks_are_other_results(trajectory):
+    def split(blocks):
+        return gt.Problem(net(), losses, [(X, Y)], blocks=blocks)
+
+    parts = split({"0.weight": gt.split(sizes=(1, 4), names=("a", "b")), "top": gt.join("3.*")})
+    results = gt.measure(trajectory, parts, ["condition", "trace"], progress=False)
+    told = {"0.weight[a]": ["matrix", [1, 3]], "0.weight[b]": ["matrix", [4, 3]], "top": ["matrix", [12]]}
+    assert all(m.made["blocks"] == told for m in results.of("condition"))
+    assert all("blocks" not in m.made for m in results.of("trace"))
+    assert contrast_blocks([results], results.labels("condition")).labels == tuple(told)
+    whole = gt.measure(trajectory, split(False), ["condition"], progress=False)
+    assert whole.labels("condition") == ["0.weight", "3.weight", "all"]
+    loaded = gt.measure(trajectory, parts, ["condition"], progress=False)
+    assert [m.made["blocks"] for m in loaded.of("condition")] == [told] * 4
 
 
 def test_only_a_deleted_or_damaged_result_is_made_again(trajectory):
