@@ -156,13 +156,14 @@ def measurements_csv(material: Material) -> str:
     writer.writerow(MEASUREMENT_COLUMNS.split(", "))
     for group, runs in material.everything.items():
         for i, r in enumerate(runs):
-            losses = r.losses() if "loss" in r.statistics else {}
+            losses, seed, path = r.losses() if "loss" in r.statistics else {}, r.meta.get("seed", ""), str(r.path)
             for m in r.measurements:
-                head = [group, i + 1, r.meta.get("seed", ""), r.path, m.step, m.wall_time, losses.get(m.step, "")]
-                tail = [m.status, m.matvecs, m.seconds]
-                for label, q in m.quantities.items() or [("", None)]:
-                    values = ["", "", ""] if q is None else [q.value, q.low, q.high]
-                    writer.writerow([*head, m.statistic, label, *values, *tail])
+                head = (group, i + 1, seed, path, m.step, m.wall_time, losses.get(m.step, ""), m.statistic)
+                tail = (m.status, m.matvecs, m.seconds)
+                writer.writerows(
+                    [(*head, label, q.value, q.low, q.high, *tail) for label, q in m.quantities.items()]
+                    or [(*head, "", "", "", "", *tail)]
+                )
     return text.getvalue()
 
 
