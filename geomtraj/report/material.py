@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from geomtraj.contrast import Table, contrast
 from geomtraj.contrast.curves import Curve, curve
 from geomtraj.contrast.matrices import is_matrix, shapes_of
+from geomtraj.contrast.pairing import run_name
 from geomtraj.errors import InputError
 from geomtraj.measuring.results import Results
 from geomtraj.report.style import Look, looks
@@ -61,6 +62,11 @@ class Material:
         if key not in self._curves:
             self._curves[key] = curve(results, statistic)
         return self._curves[key]
+
+    @staticmethod
+    def name(group: str, results: Results, index: int) -> str:
+        """How texts name a run: group and seed, or its place in the group."""
+        return run_name(group, results, index)
 
     def measured(self, statistic: str) -> dict[str, list[Results]]:
         """The groups' runs that have a statistic; groups without any are left out."""

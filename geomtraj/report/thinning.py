@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -29,7 +31,7 @@ def thinned(x: ArrayLike, y: ArrayLike, most: int) -> np.ndarray:
         return np.arange(n)
     edges = np.linspace(0, n, max(most // 2 - 1, 0) + 1).astype(int)
     kept = {0, n - 1}
-    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+    for start, stop in pairwise(edges.tolist()):
         part = values[start:stop]
         if np.isfinite(part).any():
             kept |= {start + int(np.nanargmin(part)), start + int(np.nanargmax(part))}

@@ -235,6 +235,13 @@ def test_shapes_of_blocks_come_from_the_measurements_where_they_stand_there():
     assert choice.others == {"fewer than two dimensions": ("small",)}
 
 
+def test_the_kind_that_measurements_tell_counts_first():
+    r = made({k: np.ones(4) for k in SHAPES}, 0)
+    for m in r.of("r_med"):
+        m.details.update({"head.weight": {"kind": "embedding"}, "norm.weight": {"kind": "matrix"}})
+    assert choose([r], list(SHAPES)).labels == ("blocks.0.qkv.weight", "norm.weight", "conv.weight")
+
+
 def test_without_shapes_all_blocks_are_taken_and_that_is_said():
     rng = np.random.default_rng(4)
     first, other = ([made({k: np.exp(rng.normal(size=4)) for k in "uv"}, s, {}) for s in range(2)] for _ in "ab")
