@@ -166,3 +166,23 @@ def groups(optimizers=("adam", "sgdm"), seeds=3, **options):
         name: [run(name, seed, **{"terrain": terrain.get(name, 0.75), **options}) for seed in range(seeds)]
         for name in optimizers
     }
+
+
+def with_blocks(count, seeds=2, optimizers=("adam", "sgdm"), steps=(0, 10, 20, 40)):
+    """Groups of runs of a model with so many blocks: an embedding, layers of four matrices each, and a head."""
+    parts = ("attention.qkv.weight", "attention.out.weight", "mlp.up.weight", "mlp.down.weight")
+    layers = [f"blocks.{i}.{part}" for i in range(-(-count // 4)) for part in parts]
+    names = ["head.weight", "embedding.weight", *layers][:count]
+    made = {}
+    for k, optimizer in enumerate(optimizers):
+        made[optimizer] = []
+        for seed in range(seeds):
+            rng = np.random.default_rng([seed, k])
+            losses = 4.0 / (1 + np.array(steps) / (10.0 + k))
+            values = {
+                name: np.exp(1 + 0.4 * k * np.array(steps) / 40 + 0.2 * rng.normal(size=len(steps))) for name in names
+            }
+            r = results_of(steps, losses, values, seed=seed, optimizer=optimizer, path=f"runs/{optimizer}-{seed}")
+            r.manifest["parameters"] = {name: [8, 8] for name in names}
+            made[optimizer].append(r)
+    return made

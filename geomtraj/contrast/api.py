@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
+from geomtraj.contrast.kinds import Kind, kinds_of
 from geomtraj.contrast.logs import log_ratios
 from geomtraj.contrast.matrices import choose
 from geomtraj.contrast.pairing import PAIRINGS, Meeting, check_groups, pair_up, usable_runs
-from geomtraj.contrast.primary import Comparison, compared
+from geomtraj.contrast.primary import Comparison, Question, compared
 from geomtraj.contrast.row import Row, rows_of
 from geomtraj.contrast.table import PLACES, Table
 from geomtraj.errors import InputError, unknown_name
@@ -64,6 +66,7 @@ def contrast(
     first, *others = usable
     rows: list[Row] = []
     comparisons: list[Comparison] = []
+    kinds: list[Kind] = []
     for other in others:
         if not usable[first] or not usable[other]:
             empty = other if usable[first] else first
@@ -74,27 +77,42 @@ def contrast(
         notes += [*(f"{other} / {first}: {remark}" for remark in remarks), *meeting.notes]
         if meeting.pairs:
             measured = [r for name in (first, other) for r in checked[name] if statistic in r.statistics]
-            made, answer = _compared(meeting, measured, (other, first), statistic, over)
+            made, answer, by_kind = _compared(meeting, measured, (other, first), statistic, over)
             rows += made
+            kinds += by_kind
             comparisons.append(answer)
             alone = _not_everywhere(meeting)
             if alone:
                 notes.append(f"{', '.join(alone)}: not measured in every run of {first} and {other}.")
     if not rows:
-        raise InputError(f"nothing can be compared at equal {at}: {' '.join(notes)}")
-    return Table(statistic, at, tuple(rows), tuple(dict.fromkeys(notes)), tuple(comparisons))
+        reason = " ".join(notes) or f"no measurement of {statistic} holds a value."
+        raise InputError(f"nothing can be compared at equal {at}: {reason}")
+    return Table(statistic, at, tuple(rows), tuple(dict.fromkeys(notes)), tuple(comparisons), tuple(kinds))
 
 
 def _compared(
     meeting: Meeting, runs: list[Results], names: tuple[str, str], statistic: str, over: str | Sequence[str] | None
-) -> tuple[list[Row], Comparison]:
-    """The rows of one comparison and its primary answer."""
+) -> tuple[list[Row], Comparison, tuple[Kind, ...]]:
+    """The rows of one comparison, its primary answer, and the ratios of kinds of layers."""
     logs = log_ratios(meeting)
     robust = log_ratios(meeting, open_ends=False) if logs.open_ended.any() else logs
     choice = choose(runs, meeting.labels, over)
     pairs = [(b.name, a.name, a.seed if a.seed == b.seed else None) for a, b in meeting.pairs]
-    answer = compared(logs, robust, choice, names, statistic, PLACES[meeting.at], pairs)
-    return rows_of(logs, meeting.places[0].tolist() if meeting.shared else None, *names), answer
+    question = Question(*names, statistic, PLACES[meeting.at], choice, _reasons(runs, statistic))
+    answer = compared(logs, robust, question, pairs)
+    return rows_of(logs, meeting.places[0].tolist() if meeting.shared else None, *names), answer, kinds_of(logs, *names)
+
+
+def _reasons(runs: list[Results], statistic: str) -> dict[str, str]:
+    """Label -> the first reason that a measurement gives for a value that cannot be used."""
+    found: dict[str, str] = {}
+    for m in (m for r in runs for m in r.of(statistic)):
+        for label, q in m.quantities.items():
+            if label not in found and not (math.isfinite(q.value) and q.value):
+                details = m.details.get(label)
+                if isinstance(details, dict) and isinstance(details.get("status"), str):
+                    found[label] = details["status"]
+    return found
 
 
 def _not_everywhere(meeting: Meeting) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,6 +23,8 @@ class Curve:
         losses: L(theta) on the measuring batches, shape (n,); NaN where it was not measured.
         labels: Names of the quantities.
         values: Shape (K, n); NaN where a quantity is missing.
+        low: Lower ends of the values' own 95 % intervals, shape (K, n); NaN where none is known.
+        high: Upper ends.
         noise: Standard error of log |value| by each value's own interval, shape (K, n); 0 where none is known, and
             from the other end alone where an end is infinite.
         open_ended: Whether a value's interval has an end at infinity, shape (K, n).
@@ -34,6 +35,8 @@ class Curve:
     losses: np.ndarray
     labels: tuple[str, ...]
     values: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
     noise: np.ndarray
     open_ended: np.ndarray
 
@@ -55,23 +58,20 @@ class Curve:
 
     def _of(self, kept: np.ndarray) -> Curve:
         along = {name: getattr(self, name)[kept] for name in ("steps", "times", "losses")}
-        return replace(self, **along, **{k: getattr(self, k)[:, kept] for k in ("values", "noise", "open_ended")})
+        return replace(
+            self, **along, **{k: getattr(self, k)[:, kept] for k in ("values", "low", "high", "noise", "open_ended")}
+        )
 
 
-def curve(results: Results, statistic: str, labels: Sequence[str] | None = None) -> Curve:
+def curve(results: Results, statistic: str) -> Curve:
     """A statistic along one run; where an iterate was measured under several settings, the last in the list stands.
-
-    Args:
-        results: Of one run.
-        statistic: Its name.
-        labels: Which of its quantities; all of them if left out.
 
     Raises:
         InputError: The statistic was not measured.
     """
     rows = {m.step: m for m in results.of(statistic)}
     losses = results.losses() if "loss" in results.statistics else {}
-    labels = results.labels(statistic) if labels is None else list(labels)
+    labels = results.labels(statistic)
     missing = Quantity(np.nan)
     ends = np.array(
         [
@@ -87,6 +87,8 @@ def curve(results: Results, statistic: str, labels: Sequence[str] | None = None)
         np.array([losses.get(step, np.nan) for step in rows], dtype=np.float64),
         tuple(labels),
         values,
+        low,
+        high,
         _noise(values, low, high),
         np.isfinite(values) & (np.isinf(low) | np.isinf(high)),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from geomtraj.errors import InputError
 from geomtraj.layout import matching
@@ -20,7 +21,7 @@ class Choice:
 
     Attributes:
         labels: The blocks.
-        words: What they are, in words: "weight matrices".
+        words: What they are, in words: "weight matrices"; the label where there is only one.
         others: Reason -> blocks that are not among them, such as embeddings.
     """
 
@@ -47,20 +48,24 @@ def choose(runs: Sequence[Results], labels: Sequence[str], over: str | Sequence[
     if over is not None:
         return _given(labels, over)
     if len(blocks) < 2:
-        return Choice(tuple(blocks or labels), "the only block" if blocks else "all parameters", {})
-    shapes, kinds, told = shapes_of(runs), _kinds(runs), blocks_of(runs)
-    known = [label for label in blocks if label in shapes or base(label) in shapes]
-    if not known:
+        return Choice(tuple(blocks or labels), (blocks or labels)[0], {})
+    shapes, modules, told = shapes_of(runs), _modules(runs), _told(runs)
+    if not any(label in told or label in shapes or base(label) in shapes for label in blocks):
         named = any(r.manifest.get("parameters") for r in runs)
         return Choice((), "", {}) if named else Choice(tuple(blocks), "blocks of unknown shape", {})
-    embeddings = [b for b in blocks if (told[b][0] == "embedding" if b in told else is_embedding(b, kinds))]
-    matrices = [b for b in blocks if (told[b][0] != "vector" if b in told else is_matrix(b, shapes))]
-    chosen = tuple(b for b in matrices if b not in embeddings)
-    others = {
-        "embeddings": tuple(b for b in matrices if b in embeddings),
-        "fewer than two dimensions": tuple(b for b in blocks if b not in matrices),
-    }
+    kinds = {label: told.get(label) or _kind(label, shapes, modules) for label in blocks}
+    chosen, embeddings, vectors = (
+        tuple(b for b in blocks if kinds[b] == kind) for kind in ("matrix", "embedding", "vector")
+    )
+    others = {"embeddings": embeddings, "fewer than two dimensions": vectors}
     return Choice(chosen, "weight matri" + ("x" if len(chosen) == 1 else "ces"), {k: v for k, v in others.items() if v})
+
+
+def _kind(label: str, shapes: dict[str, Sequence[int]], modules: dict[str, str]) -> str:
+    """Whether a block is a "matrix", an "embedding" or a "vector", by its shape, its module and its name."""
+    if not is_matrix(label, shapes):
+        return "vector"
+    return "embedding" if is_embedding(label, modules) else "matrix"
 
 
 def shapes_of(runs: Iterable[Results]) -> dict[str, Sequence[int]]:
@@ -68,23 +73,7 @@ def shapes_of(runs: Iterable[Results]) -> dict[str, Sequence[int]]:
     found: dict[str, Sequence[int]] = {}
     for r in runs:
         found |= r.manifest.get("parameters") or {}
-        for m in r.measurements[:64]:  # blocks are the same at every iterate
-            for label, details in m.details.items():
-                if isinstance(details, dict) and isinstance(details.get("shape"), (list, tuple)):
-                    found[label] = details["shape"]
-        found |= {label: shape for label, (_, shape) in blocks_of([r]).items()}
-    return found
-
-
-def blocks_of(runs: Iterable[Results]) -> dict[str, tuple[str, Sequence[int]]]:
-    """Kind and shape of each block that measurements tell of: "matrix", "embedding" or "vector"."""
-    found: dict[str, tuple[str, Sequence[int]]] = {}
-    for r in runs:
-        for m in r.measurements[:64]:  # blocks are the same at every iterate
-            told = m.made.get("blocks")
-            for label, about in told.items() if isinstance(told, dict) else ():
-                if isinstance(about, (list, tuple)) and len(about) == 2 and isinstance(about[1], (list, tuple)):
-                    found[label] = str(about[0]), about[1]
+        found |= {label: x for label, x in _details(r, "shape").items() if isinstance(x, (list, tuple))}
     return found
 
 
@@ -98,10 +87,10 @@ def is_matrix(label: str, shapes: dict[str, Sequence[int]]) -> bool:
     return len(_shape(label, shapes)) > 1
 
 
-def is_embedding(label: str, kinds: dict[str, str]) -> bool:
-    """Whether a block's rows are looked up or added, not multiplied: by the module's kind, else by its name."""
+def is_embedding(label: str, modules: dict[str, str]) -> bool:
+    """Whether a block's rows are looked up or added, not multiplied: by what holds it, else by its name."""
     name = base(label)
-    kind = kinds.get(name)
+    kind = modules.get(name)
     if kind == "embedding":
         return True
     *path, leaf = name.split(".")
@@ -130,5 +119,27 @@ def _shape(label: str, shapes: dict[str, Sequence[int]]) -> Sequence[int]:
     return shapes.get(label, shapes.get(base(label), ()))
 
 
-def _kinds(runs: Iterable[Results]) -> dict[str, str]:
+def _modules(runs: Iterable[Results]) -> dict[str, str]:
+    """What holds each parameter, as the manifests tell."""
     return {name: kind for r in runs for name, kind in (r.manifest.get("kinds") or {}).items()}
+
+
+def _told(runs: Iterable[Results]) -> dict[str, str]:
+    """The kind of each block, as far as measurements tell."""
+    return {
+        label: kind
+        for r in runs
+        for label, kind in _details(r, "kind").items()
+        if kind in ("matrix", "embedding", "vector")
+    }
+
+
+def _details(r: Results, field: str) -> dict[str, Any]:
+    """Kind or shape by label, as measurements tell them; blocks are the same at every iterate."""
+    found: dict[str, Any] = {}
+    for m in r.measurements[:64]:
+        blocks = m.made.get("blocks")
+        for label, about in blocks.items() if isinstance(blocks, dict) else ():
+            if isinstance(about, (list, tuple)) and len(about) == 2:
+                found[label] = about[0 if field == "kind" else 1]
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,6 +65,27 @@ class Comparison:
     seeds_alone: Interval
     sensitivity: Row | None
     remarks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of two groups.
+
+    Attributes:
+        numerator: Group above the line.
+        denominator: Group below it.
+        statistic: Name of what is compared.
+        where: "at equal loss" or the like.
+        choice: The blocks that the answer is the mean over.
+        reasons: Block -> why it has no value somewhere, as its measurements say.
+    """
+
+    numerator: str
+    denominator: str
+    statistic: str
+    where: str
+    choice: Choice
+    reasons: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -160,22 +182,20 @@ def bracketed(row: Row) -> str:
     return f"{row.ratio:.3g}{ends}"
 
 
-def verdict(row: Row | None, statistic: str, where: str, what: str, reason: str) -> str:
+def verdict(row: Row | None, question: Question, what: str) -> str:
     """The answer in a sentence that begins with "above", "below" or "undecided".
 
     Args:
         row: The primary row.
-        statistic: Its name.
-        where: "at equal loss" or the like.
-        what: What the mean is over: "18 weight matrices".
-        reason: Why there is no row, where there is none.
+        question: What was asked.
+        what: What it is: "geometric mean over 18 weight matrices".
     """
     if row is None or not row.n:
-        return f"{UNDECIDED}: {reason}"
+        return f"{UNDECIDED}: {_no_answer(question.choice, question.statistic)}"
     found = side(row)
     units = f"n = {row.n} pair{'s' * (row.n != 1)} of runs"
-    subject = f"{statistic} of {row.numerator} over that of {row.denominator} {where}"
-    numbers = f"{bracketed(row)}, geometric mean over {what}, {units}"
+    subject = f"{question.statistic} of {row.numerator} over that of {row.denominator} {question.where}"
+    numbers = f"{bracketed(row)}, {what}, {units}"
     if row.n < 2:
         return f"{UNDECIDED}: {subject} is {numbers}; one pair gives no interval."
     if found == UNDECIDED:
@@ -183,25 +203,20 @@ def verdict(row: Row | None, statistic: str, where: str, what: str, reason: str)
     return f"{found}: {subject} is {numbers}."
 
 
-def compared(
-    logs: Logs, robust: Logs, choice: Choice, names: tuple[str, str], statistic: str, where: str,
-    runs: list[tuple[str, str, int | None]],
-) -> Comparison:  # fmt: skip
+def compared(logs: Logs, robust: Logs, question: Question, runs: Sequence[tuple[str, str, int | None]]) -> Comparison:
     """The primary answer of one comparison.
 
     Args:
         logs: Log ratios of all labels.
         robust: The same without values that have no upper end.
-        choice: The blocks that the question is about.
-        names: Groups above and below the line.
-        statistic: What is compared.
-        where: "at equal loss" or the like.
+        question: What is asked.
         runs: Names of each pair's runs above and below the line, and their seed.
     """
+    choice, names = question.choice, (question.numerator, question.denominator)
     chosen = [label for label in choice.labels if label in logs.labels]
     mean = mean_over(logs, logs.at(tuple(chosen)))
     blocks = tuple(logs.labels[i] for i in mean.blocks)
-    without = {label: _why(logs, label) for label in chosen if label not in blocks}
+    without = {label: _why(logs, label, question.reasons) for label in chosen if label not in blocks}
     row = primary_row(mean, logs, choice.words, *names) if blocks else None
     what = _what(blocks, choice)
     remarks = _remarks(choice, without)
@@ -219,7 +234,7 @@ def compared(
             sensitivity = primary_row(rest, robust, choice.words, *names)
             same = "the same side" if side(sensitivity) == side(row) else f"{side(sensitivity)}, not {side(row)}"
             remarks.append(
-                f"{share}; without them the ratio is {bracketed(sensitivity)} over "
+                f"{share}; without them the ratio is {bracketed(sensitivity)}, "
                 f"{_what(tuple(rest.blocks), choice)}, n = {sensitivity.n} ({same})."
             )
         else:
@@ -227,7 +242,7 @@ def compared(
     pairs = tuple(
         PairLog(*run, float(log), float(noise)) for run, log, noise in zip(runs, mean.logs, mean.noise, strict=True)
     )
-    text = verdict(row, statistic, where, what, _no_answer(choice, statistic))
+    text = verdict(row, question, what)
     return Comparison(*names, side(row), row, text, blocks, without, pairs, alone, sensitivity, tuple(remarks))
 
 
@@ -238,12 +253,12 @@ def _seeds_alone(logs: np.ndarray) -> Interval:
 
 
 def _what(blocks: tuple, choice: Choice) -> str:
-    if choice.words.startswith(("the ", "all ")):
-        return choice.words
+    if choice.words in choice.labels:
+        return f"of {choice.words}"
     words = choice.words
     if len(blocks) == 1:
         words = words.replace("matrices", "matrix").replace("blocks", "block")
-    return f"{len(blocks)} {words}"
+    return f"geometric mean over {len(blocks)} {words}"
 
 
 def _no_answer(choice: Choice, statistic: str) -> str:
@@ -254,9 +269,10 @@ def _no_answer(choice: Choice, statistic: str) -> str:
     return f"no block of the {len(choice.labels)} has a usable value of {statistic} in every pair of runs."
 
 
-def _why(logs: Logs, label: str) -> str:
+def _why(logs: Logs, label: str, reasons: Mapping[str, str]) -> str:
     bad = int((~np.isfinite(logs.mean[:, logs.labels.index(label)])).sum())
-    return f"no usable value in {bad} of {len(logs.mean)} pairs"
+    reason = f" ({reasons[label]})" if label in reasons else ""
+    return f"no usable value in {bad} of {len(logs.mean)} pairs{reason}"
 
 
 def _remarks(choice: Choice, without: dict[str, str]) -> list[str]:

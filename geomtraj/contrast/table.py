@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from geomtraj.contrast.kinds import Kind
 from geomtraj.contrast.primary import Comparison
 from geomtraj.contrast.row import Row
 from geomtraj.trajectory.files import write_bytes, write_json
@@ -31,6 +32,7 @@ class Table:
         rows: One row per comparison, label and place, the mean over all places ("all") last.
         notes: What was left out and why, one sentence each.
         comparisons: The primary answer of each group against the first one.
+        kinds: The ratios of kinds of layers, such as "blocks.*.mlp.up.weight", of every comparison.
     """
 
     statistic: str
@@ -38,6 +40,7 @@ class Table:
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
+    kinds: tuple[Kind, ...] = ()
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self.rows)
@@ -102,6 +105,7 @@ class Table:
             "verdict": self.verdict,
             "primary": None if self.primary is None else asdict(self.primary),
             "comparisons": [asdict(c) for c in self.comparisons],
+            "kinds": [asdict(kind) for kind in self.kinds],
             "caption": self.caption,
             "rows": [asdict(row) for row in self.rows],
             "notes": list(self.notes),

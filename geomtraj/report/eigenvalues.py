@@ -23,7 +23,7 @@ def draw(material: Material) -> Drawing | LeftOut:
     axes = figure.subplots(2, len(overs), squeeze=False)
     for row, (label, sign, axis_label) in zip(axes, ENDS, strict=True):
         for ax, over in zip(row, overs, strict=True):
-            draw_lines(ax, groups, material.looks, "spectrum", label, over, sign)
+            draw_lines(ax, material, "spectrum", label, over, sign)
         row[0].set_ylabel(axis_label)
     group_legend(figure, {name: material.looks[name] for name in groups})
     caption = (

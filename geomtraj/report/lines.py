@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.path import Path
 
-from geomtraj.contrast.curves import at_places, between, curve
+from geomtraj.contrast.curves import Curve, at_places, between
 from geomtraj.measuring.results import Results
+from geomtraj.report.material import Material
 from geomtraj.report.style import Look, log_axis, step_axis
+from geomtraj.report.thinning import LINE, PANEL, thinned
 
 GRID = 40
 HEADROOM = 3.0  # how far above the highest and below the lowest value an interval may stretch the axis
@@ -34,32 +36,35 @@ class Points:
         """Step or loss."""
         return self.losses if over == "loss" else self.steps
 
+    def thinned(self, over: str, most: int) -> Points:
+        """At most so many of them."""
+        kept = thinned(self.x(over), self.values, most)
+        return Points(*(getattr(self, f.name)[kept] for f in fields(self)))
 
-def points(results: Results, statistic: str, label: str, sign: int = 1) -> Points:
+
+def points(along: Curve, label: str, sign: int = 1) -> Points:
     """One quantity times `sign` along a run; values that are not finite and positive are left out."""
-    losses = results.losses() if "loss" in results.statistics else {}
-    rows = []
-    for m, q in results.series(statistic, label):
-        low, high = (q.low, q.high) if sign > 0 else (-q.high, -q.low)
-        if math.isfinite(q.value) and sign * q.value > 0:
-            rows.append((m.step, losses.get(m.step, math.nan), sign * q.value, low, high))
-    return Points(*np.array(rows, dtype=np.float64).reshape(-1, 5).T)
+    values, low, high = (along.rows((label,), x)[0] for x in (along.values, along.low, along.high))
+    low, high = (low, high) if sign > 0 else (-high, -low)
+    with np.errstate(invalid="ignore"):
+        good = np.isfinite(values) & (sign * values > 0)
+    steps = along.steps.astype(np.float64)
+    return Points(*(x[good] for x in (steps, along.losses, sign * values, low, high)))
 
 
-def mean_over_seeds(runs: list[Results], statistic: str, label: str, sign: int, over: str) -> np.ndarray:
+def mean_over_seeds(curves: Sequence[Curve], label: str, sign: int, over: str) -> np.ndarray:
     """Geometric mean, lowest and highest over the seeds, rows (x, mean, low, high), shape (n, 4).
 
     Over steps: at those that all runs have. Over the loss: inside the range that all runs cover on their way down, by
     bracketing.
     """
-    curves = [curve(r, statistic, [label]) for r in runs if statistic in r.statistics]
-    curves = [c for c in curves if np.isfinite(c.values).any()]
+    curves = [c for c in curves if label in c.labels]
     if not curves:
         return np.empty((0, 4))
     if over == "step":
         common = set.intersection(*(set(c.steps.tolist()) for c in curves))
         places = np.array(sorted(common), dtype=np.float64)
-        read = [at_places(c.steps, places).read(c.values[0]) for c in curves]
+        read = [at_places(c.steps, places).read(c.rows((label,), c.values)[0]) for c in curves]
     else:
         curves = [c.falling() for c in curves]
         finite = [c.losses[np.isfinite(c.losses)] for c in curves]
@@ -68,7 +73,7 @@ def mean_over_seeds(runs: list[Results], statistic: str, label: str, sign: int, 
         if not 0 < low < high or not all(x.size for x in finite):
             return np.empty((0, 4))
         places = np.geomspace(high, low, GRID)
-        read = [between(c.losses, places, falling=True).read(c.values[0]) for c in curves]
+        read = [between(c.losses, places, falling=True).read(c.rows((label,), c.values)[0]) for c in curves]
     values = sign * np.array(read, dtype=np.float64)
     good = (np.isfinite(values) & (values > 0)).all(axis=0)
     values, places = values[:, good], places[good]
@@ -80,39 +85,41 @@ def key(groups: dict[str, list[Results]], interval: str = "95 % intervals") -> s
     """What lines, bands and dots of `draw_lines` mean, for a caption."""
     several = max(map(len, groups.values())) > 1
     lines = "line: geometric mean over seeds; band: their range; " if several else ""
-    return f"{lines}dots: single measurements with {interval}, an arrow in place of an end outside the panel"
+    every = "some of the " if _many(groups) else ""
+    return f"{lines}dots: {every}single measurements with {interval}, an arrow in place of an end outside the panel"
 
 
-def draw_lines(
-    ax: Axes,
-    groups: dict[str, list[Results]],
-    looks: dict[str, Look],
-    statistic: str,
-    label: str,
-    over: str,
-    sign: int = 1,
-) -> int:
+def _many(groups: dict[str, list[Results]]) -> bool:
+    """Whether panels show only some of the single measurements."""
+    runs = [r for group in groups.values() for r in group]
+    return any(len(r.steps) > max(PANEL // len(runs), 4) for r in runs)
+
+
+def draw_lines(ax: Axes, material: Material, statistic: str, label: str, over: str, sign: int = 1) -> int:
     """Draws a quantity of all groups on a log axis over "step" or "loss".
 
     Thick line: geometric mean over seeds. Band: their range. Dots: single measurements with their intervals.
 
     Returns:
-        Number of points drawn.
+        Number of points there are; of many only some are drawn.
     """
-    found = {name: [points(r, statistic, label, sign) for r in runs] for name, runs in groups.items()}
+    curves = {name: [material.curve(r, statistic) for r in runs] for name, runs in material.measured(statistic).items()}
+    found = {name: [points(c, label, sign) for c in runs] for name, runs in curves.items()}
     drawn = [p for runs in found.values() for p in runs if np.isfinite(p.x(over)).any()]
     if not drawn or not any(p.values.size for p in drawn):
         ax.text(0.5, 0.5, "no finite positive value", transform=ax.transAxes, ha="center", color="#777777")
         ax.set_axis_off()
         return 0
     bottom, top = _limits(drawn)
-    for name, runs in groups.items():
-        look = looks[name]
-        mean = mean_over_seeds(runs, statistic, label, sign, over)
+    most = max(PANEL // len(drawn), 4)
+    for name, runs in curves.items():
+        look = material.looks[name]
+        mean = mean_over_seeds(runs, label, sign, over)
+        mean = mean[thinned(mean[:, 0], mean[:, 1], LINE)]
         if len(runs) > 1:
             ax.fill_between(mean[:, 0], mean[:, 2], mean[:, 3], color=look.colour, alpha=0.16, lw=0)
         ax.plot(mean[:, 0], mean[:, 1], color=look.colour, ls=look.dashes, lw=1.6, zorder=3)
-        for p in found[name]:
+        for p in (whole.thinned(over, most) for whole in found[name]):
             _draw_intervals(ax, p, over, look, bottom, top)
             ax.plot(p.x(over), p.values, ".", color=look.colour, ms=3, mew=0, alpha=0.7, zorder=2)
     log_axis(ax, "y", bottom, top)
@@ -148,6 +155,7 @@ def _draw_intervals(ax: Axes, p: Points, over: str, look: Look, bottom: float, t
     known = np.isfinite(p.x(over)) & ~(np.isnan(p.low) | np.isnan(p.high)) & (p.high > p.low)
     x, values, low, high = p.x(over)[known], p.values[known], p.low[known], p.high[known]
     style: dict[str, Any] = {"color": look.colour, "alpha": 0.4, "zorder": 1}
-    ax.vlines(x, np.where(low < bottom, values, low), np.where(high > top, values, high), lw=0.7, **style)
+    ends = (np.where(low < bottom, values, low), np.where(high > top, values, high), np.full(x.size, np.nan))
+    ax.plot(np.repeat(x, 3), np.column_stack(ends).ravel(), lw=0.7, solid_capstyle="butt", **style)
     for beyond, marker in ((high > top, UP), (low < bottom, DOWN)):
         ax.plot(x[beyond], values[beyond], ls="", marker=marker, ms=11, mfc="none", mew=0.6, **style)

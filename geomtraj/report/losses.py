@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from geomtraj.measuring.results import Results
 from geomtraj.report.material import Drawing, LeftOut, Material, is_number, not_measured, seeds_text
 from geomtraj.report.style import WIDTH, group_legend, log_axis, number, step_axis
+from geomtraj.report.thinning import LINE, PANEL, thinned
 
 TITLE = "Loss curves"
 
@@ -30,11 +31,12 @@ def draw(material: Material) -> Drawing | LeftOut:
             measured = [(m.step, m.wall_time, q.value) for m, q in r.series("loss", "loss") if is_number(q.value)]
             trained = _training_log(r)
             logged = logged or bool(trained)
-            for rows, style in (
-                (trained, {"lw": 0.6, "alpha": 0.35}),
-                (measured, {"lw": 1.6, "marker": ".", "ms": 4}),
+            for rows, style, most in (
+                (trained, {"lw": 0.6, "alpha": 0.35}, LINE),
+                (measured, {"lw": 1.6, "marker": ".", "ms": 4}, PANEL),
             ):
-                steps, times, losses = np.array(rows, dtype=np.float64).reshape(-1, 3).T
+                points = np.array(rows, dtype=np.float64).reshape(-1, 3)
+                steps, times, losses = points[thinned(points[:, 0], points[:, 2], most)].T
                 left.plot(steps, losses, color=look.colour, ls=look.dashes, **style)
                 right.plot(times, losses, color=look.colour, ls=look.dashes, **style)
                 shown += losses.tolist()

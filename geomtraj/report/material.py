@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from matplotlib.figure import Figure
 
 from geomtraj.contrast import Table, contrast
+from geomtraj.contrast.curves import Curve, curve
+from geomtraj.contrast.matrices import is_matrix, shapes_of
+from geomtraj.contrast.pairing import run_name
 from geomtraj.errors import InputError
 from geomtraj.measuring.results import Results
 from geomtraj.report.style import Look, looks
@@ -51,6 +54,19 @@ class Material:
     looks: dict[str, Look]
     tables: dict[tuple[str, str], Table]
     missing: dict[tuple[str, str], str]
+    _curves: dict[tuple[int, str], Curve] = field(default_factory=dict, repr=False)
+
+    def curve(self, results: Results, statistic: str) -> Curve:
+        """A statistic along one of the runs; made once."""
+        key = (id(results), statistic)
+        if key not in self._curves:
+            self._curves[key] = curve(results, statistic)
+        return self._curves[key]
+
+    @staticmethod
+    def name(group: str, results: Results, index: int) -> str:
+        """How texts name a run: group and seed, or its place in the group."""
+        return run_name(group, results, index)
 
     def measured(self, statistic: str) -> dict[str, list[Results]]:
         """The groups' runs that have a statistic; groups without any are left out."""
@@ -63,14 +79,13 @@ class Material:
         return list(dict.fromkeys(label for r in runs for label in r.labels(statistic)))
 
     @cached_property
-    def shapes(self) -> dict[str, list[int]]:
-        """Shape of each parameter tensor, as far as the manifests tell."""
-        manifests = [r.manifest for runs in self.everything.values() for r in runs]
-        return {name: shape for m in manifests for name, shape in (m.get("parameters") or {}).items()}
+    def shapes(self) -> dict[str, Sequence[int]]:
+        """Shape of each parameter and block, as far as manifests and measurements tell."""
+        return shapes_of(r for runs in self.everything.values() for r in runs)
 
     def is_matrix(self, label: str) -> bool:
         """Whether a block is a weight tensor of two or more dimensions."""
-        return len(self.shapes.get(label, ())) >= 2
+        return is_matrix(label, self.shapes)
 
     def matrices_first(self, labels: Iterable[str]) -> list[str]:
         """The labels, weight tensors of two and more dimensions first, each kind in its order."""

@@ -7,8 +7,10 @@ import math
 import re
 
 from geomtraj.contrast import Row, Table
-from geomtraj.report import runs, summary
+from geomtraj.contrast.kinds import Kind
+from geomtraj.report import remarks, runs, summary
 from geomtraj.report.material import Drawing, Material
+from geomtraj.report.runs import UNKNOWN
 from geomtraj.report.style import number
 from geomtraj.report.template import render
 
@@ -35,12 +37,27 @@ def page(material: Material, drawings: list[tuple[Drawing, bytes]], left_out: li
         others=_others(material),
         contrast_files=[contrast_file(s, at) for s, at in material.tables],
         problems=[*runs.problems(material), *left_out],
+        remark_columns=remarks.COLUMNS,
+        remarks=[remark.row() for remark in remarks.remarks(material)],
+        named=_named(material),
+        group_columns=runs.GROUP_COLUMNS,
+        group_rows=runs.groups_table(material),
+        kinds=_kinds(material),
+        primary=_primary(material),
         run_columns=runs.RUN_COLUMNS.split(", "),
         run_rows=runs.runs_table(material),
         cost=runs.cost(material),
         provenance=runs.provenance(material),
         configs=runs.configs(material),
     )
+
+
+def _named(material: Material) -> list[str]:
+    """The groups with their optimizers: "adam: Adam, learning rate 0.003, 3 runs"."""
+    return [
+        f"{group}: {name}, {f'learning rate {rate}, ' * (rate != UNKNOWN)}{count} run{'s' * (count != '1')}"
+        for group, name, rate, _, count, _ in runs.groups_table(material)
+    ]
 
 
 def _no_answer(material: Material) -> str:
@@ -64,6 +81,34 @@ def _tables(material: Material) -> list[tuple[str, list[tuple[Row, Row | None]]]
     for row in main.overall():
         key = (row.numerator, row.denominator, row.label)
         found.setdefault(f"{row.numerator} / {row.denominator}", []).append((at_loss.get(key), at_step.get(key)))
+    return list(found.items())
+
+
+def _primary(material: Material) -> dict[str, tuple[Row | None, Row | None]]:
+    """The primary answer of each comparison, at equal loss and at the same step."""
+    found: dict[str, list[Row | None]] = {}
+    for i, at in enumerate(("loss", "step")):
+        table = material.tables.get(("r_med", at))
+        for c in table.comparisons if table is not None else ():
+            found.setdefault(f"{c.numerator} / {c.denominator}", [None, None])[i] = c.primary
+    return {name: (rows[0], rows[1]) for name, rows in found.items() if any(rows)}
+
+
+def _kinds(material: Material) -> list[tuple[str, list[tuple[Kind, Row | None, Row | None]]]]:
+    """Ratios of kinds of layers by comparison, at equal loss and at the same step; none if every kind has one block."""
+    main = material.tables.get(("r_med", "loss")) or material.tables.get(("r_med", "step"))
+    if main is None or all(len(kind.labels) < 2 for kind in main.kinds):
+        return []
+    at = {
+        where: {(k.row.numerator, k.row.denominator, k.name): k for k in table.kinds}
+        for where in ("loss", "step")
+        if (table := material.tables.get(("r_med", where))) is not None
+    }
+    found: dict[str, list] = {}
+    for kind in main.kinds:
+        key = (kind.row.numerator, kind.row.denominator, kind.name)
+        rows = (at.get("loss", {}).get(key), at.get("step", {}).get(key))
+        found.setdefault(f"{key[0]} / {key[1]}", []).append((kind, *(k.row if k else None for k in rows)))
     return list(found.items())
 
 

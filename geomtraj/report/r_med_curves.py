@@ -29,8 +29,8 @@ def _draw(material: Material, over: str) -> Drawing | LeftOut:
         return not_measured("r_med", title)
     if over == "loss" and not material.measured("loss"):
         return not_measured("loss", title)
-    runs = [r for group in groups.values() for r in group]
-    labels = [n for n in material.labels("r_med") if any(points(r, "r_med", n).values.size for r in runs)]
+    curves = [material.curve(r, "r_med") for group in groups.values() for r in group]
+    labels = [n for n in material.labels("r_med") if any(points(c, n).values.size for c in curves)]
     nowhere = [n for n in material.labels("r_med") if n not in labels]
     if not labels:
         return LeftOut(f"The figure “{title}” is left out: R_med is infinite or missing at every iterate.")
@@ -42,7 +42,7 @@ def _draw(material: Material, over: str) -> Drawing | LeftOut:
         if i >= len(shown):
             ax.set_visible(False)
             continue
-        draw_lines(ax, groups, material.looks, "r_med", shown[i], over)
+        draw_lines(ax, material, "r_med", shown[i], over)
         ax.set_title("all parameters" if shown[i] == ALL else short(shown[i]))
         if i + COLUMNS < len(shown):
             ax.set_xlabel("")

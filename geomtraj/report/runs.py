@@ -9,11 +9,15 @@ import math
 from typing import Any
 
 from geomtraj.contrast.pairing import run_name
+from geomtraj.contrast.row import LEFT_OUT
 from geomtraj.measuring.results import Results
 from geomtraj.report.material import Material, listed
+from geomtraj.report.remarks import OK, own_statuses
 from geomtraj.report.style import number
 
 RUN_COLUMNS = "group, seed, task, lr, status, last step, iterates, last loss, training (s), products, measuring (s)"
+UNKNOWN = "–"
+OFF: tuple[Any, ...] = (None, False, 0, "", [], {})
 MEASUREMENT_COLUMNS = (
     "group, run, seed, path, step, wall_time, loss, statistic, label, value, low, high, status, matvecs, seconds"
 )
@@ -43,6 +47,36 @@ def runs_table(material: Material) -> list[list[str]]:
     return rows
 
 
+GROUP_COLUMNS = ("group", "optimizer", "learning rate", "settings", "runs", "seeds")
+
+
+def groups_table(material: Material) -> list[list[str]]:
+    """One row per group and optimizer in it: class, rates and settings as the manifests tell, runs and seeds."""
+    rows = []
+    for group, runs in material.everything.items():
+        alike: dict[tuple[str, str, str], list[Results]] = {}
+        for r in runs:
+            alike.setdefault(_optimizer(r), []).append(r)
+        for (name, rate, settings), same in alike.items():
+            seeds = [r.meta.get("seed") for r in same]
+            rows.append([group, name, rate, settings, str(len(same)), ", ".join(_cell(x) for x in seeds)])
+    return rows
+
+
+def _optimizer(r: Results) -> tuple[str, str, str]:
+    """Class, learning rate and other settings of a run's optimizers, those that are switched off left out."""
+    stored = r.manifest.get("optimizers") or r.manifest.get("optimizer") or {}
+    each = [o for o in (stored if isinstance(stored, list) else [stored]) if isinstance(o, dict)]
+    groups = [g for o in each for g in o.get("groups") or [] if isinstance(g, dict)]
+    name = " + ".join(str(o.get("class")) for o in each if o.get("class")) or _cell(r.meta.get("optimizer"))
+    rates = list(dict.fromkeys(_cell(g["lr"]) for g in groups if "lr" in g)) or [_cell(r.meta.get("lr"))]
+    keys = dict.fromkeys(k for g in groups for k, v in g.items() if k not in ("lr", "initial_lr") and v not in OFF)
+    settings = [
+        f"{k} {' / '.join(dict.fromkeys(str(g[k]) for g in groups if k in g and g[k] not in OFF))}" for k in keys
+    ]
+    return name, " / ".join(rates), ", ".join(settings) or UNKNOWN
+
+
 def cost(material: Material) -> str:
     """Hessian-vector products and seconds of all measurements, by statistic."""
     measured = [m for runs in material.everything.values() for r in runs for m in r.measurements]
@@ -69,7 +103,7 @@ def provenance(material: Material) -> list[dict[str, str]]:
                 versions = session.get("versions") or {}
                 entry = {
                     "command": _cell(session.get("command")),
-                    "versions": ", ".join(f"{k} {v}" for k, v in versions.items()) or "–",
+                    "versions": ", ".join(f"{k} {v}" for k, v in versions.items()) or UNKNOWN,
                     "device": _cell(session.get("device")),
                     "platform": _cell(session.get("platform")),
                     "git commit": _cell(session.get("git_commit"))[:12],
@@ -92,7 +126,7 @@ def configs(material: Material) -> list[tuple[str, str]]:
 
 
 def problems(material: Material) -> list[str]:
-    """What diverged, failed or is doubtful, and what contrasts left out; one sentence each."""
+    """What diverged or stopped, and what contrasts left out; one sentence each."""
     texts = []
     for group, runs in material.everything.items():
         for i, r in enumerate(runs):
@@ -103,39 +137,24 @@ def problems(material: Material) -> list[str]:
                 texts.append(f"{name} ({r.path.name}) diverged{when}: it is left out of all figures and ratios.")
             elif status not in (None, "complete"):
                 texts.append(f"{name} ({r.path.name}) has status “{status}”: it may have stopped early.")
-        texts += _doubtful(group, runs)
     return [*texts, *_of_contrasts(material)]
-
-
-def _doubtful(group: str, runs: list[Results]) -> list[str]:
-    """Measurements whose status is not "ok", counted by statistic, the first reason as an example."""
-    texts = []
-    for statistic in dict.fromkeys(s for r in runs for s in r.statistics):
-        measured = [(run_name(group, r, i), m) for i, r in enumerate(runs) if not r.diverged for m in r.measurements]
-        measured = [(name, m) for name, m in measured if m.statistic == statistic]
-        bad = [(name, m) for name, m in measured if m.status != "ok"]
-        if bad:
-            name, first = bad[0]
-            reasons = first.status.split("; ")
-            reason = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")
-            texts.append(
-                f"{group}: {len(bad)} of {len(measured)} measurements of {statistic} carry a remark, the first at step "
-                f"{first.step} of {name}: {reason.rstrip('.')}."
-            )
-    return texts
 
 
 def _of_contrasts(material: Material) -> list[str]:
     """What contrasts left out, each remark once, with the contrasts that it stands for."""
     remarks: dict[str, dict[str, list[str]]] = {}
     for (statistic, at), table in material.tables.items():
-        unusual: dict[tuple[str, str], list[str]] = {}
+        unusual: dict[tuple[str, bool], list[str]] = {}
         for row in table.overall():
-            if "left out" in row.status or "no pair" in row.status:
-                unusual.setdefault((f"{row.numerator} / {row.denominator}", row.status), []).append(row.label)
+            if row.left_out:
+                unusual.setdefault((f"{row.numerator} / {row.denominator}", not row.n), []).append(row.label)
         for text in [
             *(note for note in table.notes if "training diverged" not in note),
-            *(f"{names}, {listed(labels)}: {status}." for (names, status), labels in unusual.items()),
+            *(
+                f"{names}, {'no' if none else 'some'} ratios of {len(labels)} labels "
+                f"{'can be given' if none else 'are left out'} ({LEFT_OUT}; counts in the tables): {listed(labels)}."
+                for (names, none), labels in unusual.items()
+            ),
         ]:
             remarks.setdefault(text, {}).setdefault(at, []).append(statistic)
     if len(material.everything) > 1:
@@ -156,13 +175,18 @@ def measurements_csv(material: Material) -> str:
     writer.writerow(MEASUREMENT_COLUMNS.split(", "))
     for group, runs in material.everything.items():
         for i, r in enumerate(runs):
-            losses = r.losses() if "loss" in r.statistics else {}
+            losses, seed, path = r.losses() if "loss" in r.statistics else {}, r.meta.get("seed", ""), str(r.path)
             for m in r.measurements:
-                head = [group, i + 1, r.meta.get("seed", ""), r.path, m.step, m.wall_time, losses.get(m.step, "")]
-                tail = [m.status, m.matvecs, m.seconds]
-                for label, q in m.quantities.items() or [("", None)]:
-                    values = ["", "", ""] if q is None else [q.value, q.low, q.high]
-                    writer.writerow([*head, m.statistic, label, *values, *tail])
+                said = own_statuses(m)
+                head = (group, i + 1, seed, path, m.step, m.wall_time, losses.get(m.step, ""), m.statistic)
+                cost = (m.matvecs, m.seconds)
+                writer.writerows(
+                    [
+                        (*head, label, q.value, q.low, q.high, said.get(label, OK) if said else m.status, *cost)
+                        for label, q in m.quantities.items()
+                    ]
+                    or [(*head, "", "", "", "", m.status, *cost)]
+                )
     return text.getvalue()
 
 
@@ -175,5 +199,5 @@ def runs_csv(material: Material) -> str:
 
 def _cell(value: Any) -> str:
     if value is None or value == "":
-        return "–"
+        return UNKNOWN
     return number(value, 4) if isinstance(value, float) else str(value)

@@ -20,11 +20,19 @@ WIDE = 1.5  # a single measurement's high / low from which on the reader is warn
 
 @dataclass(frozen=True)
 class Answer:
-    """What the contrast says on one pair of optimizers: a verdict in one sentence, and the numbers behind it."""
+    """What the contrast says on one pair of optimizers.
+
+    Attributes:
+        title: Which pair.
+        verdict: In one sentence.
+        numbers: What is behind it, one sentence each.
+        side: "above", "below" or "undecided", where the verdict is a contrast's.
+    """
 
     title: str
     verdict: str
     numbers: list[str]
+    side: str = ""
 
 
 def answers(material: Material) -> list[Answer]:
@@ -43,7 +51,7 @@ def _answer(material: Material, table: Table, found: Comparison) -> Answer:
         texts.append(_counts(blocks, *names))
     texts += [_overall(r) for r in rows if r.label == ALL and r.n]
     texts += _same_step(material, *names)
-    return Answer(f"{names[0]} against {names[1]}", found.verdict, texts)
+    return Answer(f"{names[0]} against {names[1]}", found.verdict, texts, found.side)
 
 
 def claim(side: str, direction: int, numerator: str, denominator: str) -> list[str]:

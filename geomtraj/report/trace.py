@@ -20,7 +20,7 @@ def draw(material: Material) -> Drawing | LeftOut:
     figure = Figure(figsize=(WIDTH, 3.0), layout="constrained")
     axes = figure.subplots(1, len(overs), squeeze=False)[0]
     for ax, over in zip(axes, overs, strict=True):
-        draw_lines(ax, groups, material.looks, "trace", "trace", over)
+        draw_lines(ax, material, "trace", "trace", over)
     axes[0].set_ylabel("tr H")
     group_legend(figure, {name: material.looks[name] for name in groups})
     series = [q for runs in groups.values() for r in runs for _, q in r.series("trace", "trace")]

@@ -229,7 +229,7 @@ def test_parts_of_a_split_matrix_are_matrices():
 def test_shapes_of_blocks_come_from_the_measurements_where_they_stand_there():
     r = made({"joined": np.ones(4), "small": np.ones(4), "head.weight": np.ones(4)}, 0)
     for m in r.of("r_med"):
-        m.details.update({"joined": {"shape": [4, 5]}, "small": {"shape": [4]}})
+        m.made["blocks"] = {"joined": ["matrix", [4, 5]], "small": ["vector", [4]]}
     choice = choose([r], ["joined", "small", "head.weight", "all"])
     assert choice.labels == ("joined", "head.weight")
     assert choice.others == {"fewer than two dimensions": ("small",)}

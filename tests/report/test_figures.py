@@ -7,6 +7,7 @@ import pytest
 from scipy.integrate import trapezoid
 from synthetic import groups, results_of, run
 
+from geomtraj.contrast.curves import curve
 from geomtraj.measuring.results import Measurement, Results
 from geomtraj.report import densities, eigenvalues, forest, losses, r_med_curves, style
 from geomtraj.report.figures import FIGURES
@@ -95,15 +96,15 @@ def test_the_same_data_give_the_same_bytes(kind, material):
 def test_mean_is_geometric_at_common_steps_and_losses():
     a = results_of([0, 10, 20], [4.0, 2.0, 1.0], {"w": [1.0, 2.0, 4.0]})  # w = 4 / loss
     b = results_of([0, 20], [4.0, 1.0], {"w": [4.0, 16.0]})  # w = 16 / loss
-    by_step = mean_over_seeds([a, b], "r_med", "w", 1, "step")
+    by_step = mean_over_seeds([curve(a, "r_med"), curve(b, "r_med")], "w", 1, "step")
     assert by_step == pytest.approx(np.array([[0, 2, 1, 4], [20, 8, 4, 16]]))
-    by_loss = mean_over_seeds([a, b], "r_med", "w", 1, "loss")
+    by_loss = mean_over_seeds([curve(a, "r_med"), curve(b, "r_med")], "w", 1, "loss")
     assert by_loss[:, 1] == pytest.approx(8 / by_loss[:, 0]) and by_loss[0, 0] == 4.0 and by_loss[-1, 0] == 1.0
 
 
 def test_points_turn_intervals_with_the_sign():
     r = results_of([0, 1, 2], [3, 2, 1], {"w": [-2.0, 3.0, math.nan]})
-    found = points(r, "r_med", "w", sign=-1)
+    found = points(curve(r, "r_med"), "w", sign=-1)
     assert found.values.tolist() == [2.0] and found.low.tolist() == [2.0] and found.steps.tolist() == [0]
 
 

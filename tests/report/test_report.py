@@ -110,7 +110,7 @@ def test_failures_are_told_and_text_is_escaped(tmp_path, few_figures):
     assert "has status “interrupted”" in page.text
     alone = f"{NASTY} / adam: left out for want of a partner: adam seed 1."
     assert f"Ratios at equal loss (r_med) and at the same step (r_med): {alone}" in page.text
-    assert "measurements of spectrum carry a remark" in page.text and "2 pairs of runs" in page.text
+    assert "lambda_min has not converged: residual 0.5 at -7" in page.text and "2 pairs of runs" in page.text
 
 
 def test_one_optimizer_has_a_page_without_contrast(tmp_path, few_figures):
