@@ -25,6 +25,23 @@ from geomtraj.trajectory import Iterate, Trajectory, model_state
 from geomtraj.trajectory.store import DamagedFile
 
 
+@dataclass
+class Job:
+    """What all units of one call have in common.
+
+    Attributes:
+        trajectory: What is measured.
+        problem: The loss.
+        statistics: By name.
+        fingerprint: Of the problem; it takes a pass over the batches to find it.
+    """
+
+    trajectory: Trajectory
+    problem: Problem
+    statistics: dict[str, Statistic]
+    fingerprint: str
+
+
 @dataclass(frozen=True)
 class Unit:
     """What is to be done at one iterate.
@@ -57,9 +74,7 @@ class Read:
     stale: tuple[str, ...] = ()
 
 
-def at_iterate(
-    trajectory: Trajectory, problem: Problem, unit: Unit, statistics: dict[str, Statistic]
-) -> Generator[Read | Measurement, None, None]:
+def at_iterate(job: Job, unit: Unit) -> Generator[Read | Measurement, None, None]:
     """What was read, then one measurement for each statistic that is missing or stale.
 
     Threads take turns: an evaluation puts the iterate into the problem's one model.
@@ -68,6 +83,7 @@ def at_iterate(
         TrajectoryError: The trajectory is of another model.
         InputError: A statistic refuses the caller's input at the first iterate.
     """
+    trajectory, problem, statistics = job.trajectory, job.problem, job.statistics
     with one_at_a_time():
         stamp = settled(stamp_of(trajectory.path, unit.step))
         try:
@@ -85,7 +101,7 @@ def at_iterate(
         with preserved_state(problem.model):
             put_into(problem, trajectory, iterate)
             point = Point(problem)
-            made = made_by(problem)
+            made = made_by(job)
             blank = Measurement(unit.step, iterate.wall_time, "", {}, {}, made=made, iterate=content)
             del iterate
             for name in (*unit.missing, *stale):
@@ -103,10 +119,11 @@ def put_into(problem: Problem, trajectory: Trajectory, iterate: Iterate) -> None
     model_state.restore(problem.model, content)
 
 
-def made_by(problem: Problem) -> dict[str, Any]:
+def made_by(job: Job) -> dict[str, Any]:
     """What the numbers depend on besides the iterate, the statistic and its settings."""
+    problem = job.problem
     made: dict[str, Any] = {
-        "problem": problem.fingerprint(),
+        "problem": job.fingerprint,
         "dtype": str(problem.dtype).removeprefix("torch."),
         "device": str(problem.device),
         "threads": torch.get_num_threads(),

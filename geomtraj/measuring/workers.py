@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,9 @@ import torch
 
 from geomtraj.errors import ComputationError, GeomtrajError, InputError
 from geomtraj.measuring.record import Measurement
-from geomtraj.measuring.unit import Read, Unit, at_iterate
+from geomtraj.measuring.unit import Job, Read, Unit, at_iterate
 from geomtraj.problem import Problem
-from geomtraj.statistics import Statistic
-from geomtraj.trajectory import Trajectory
 
-Job = tuple[Trajectory, Problem, dict[str, Statistic]]
 Event = Read | Measurement
 
 POLL_SECONDS = 1.0
@@ -139,7 +136,7 @@ def _in_worker(parcel: _Parcel, number: int, unit: Unit) -> list[Event] | None:
         mark.touch()
     try:
         job = parcel.open()
-        return None if job is None else list(at_iterate(job[0], job[1], unit, job[2]))
+        return None if job is None else list(at_iterate(job, unit))
     finally:
         with suppress(OSError):
             mark.unlink()
@@ -151,7 +148,7 @@ def in_executor(
     """What is found at the iterates, in the order in which it comes.
 
     Args:
-        job: Trajectory, problem and statistics by name.
+        job: What they have in common.
         units: What is to be done.
         executor: Who does it.
         over: Whether time is up: what runs is then waited for, and nothing else begins.
@@ -160,9 +157,9 @@ def in_executor(
     Raises:
         ComputationError: The executor fails otherwise than by one worker's end.
     """
-    trajectory = copy.copy(job[0])
+    trajectory = copy.copy(job.trajectory)
     trajectory.path = trajectory.path.resolve()  # workers may stand in another folder
-    job = (trajectory, *job[1:])
+    job = replace(job, trajectory=trajectory)
     packed = cloudpickle.dumps(job)
     token = hashlib.sha256(packed).hexdigest()
     with tempfile.TemporaryDirectory(prefix="geomtraj-", ignore_cleanup_errors=True) as folder:
