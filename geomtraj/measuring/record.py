@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,8 @@ def _quantity(label: str, content: Any) -> Quantity:
         value: Any = content.get("value")
         low, high = content.get("low", math.nan), content.get("high", math.nan)
         if type(value) in _NUMBER and type(low) in _NUMBER and type(high) in _NUMBER:
-            return Quantity(value, low, high)
+            with suppress(OverflowError):
+                return Quantity(float(value), float(low), float(high))
     raise TrajectoryError(f"its quantity {label!r} is {content!r:.40}")
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import math
 import time
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +14,7 @@ from geomtraj._version import __version__
 from geomtraj.errors import GeomtrajError, InputError
 from geomtraj.failures import is_out_of_memory
 from geomtraj.isolation import one_at_a_time, preserved_state
+from geomtraj.measuring.code import code_of, failure_code
 from geomtraj.measuring.content import Seen, content_of, settled, stamp_of
 from geomtraj.measuring.record import Measurement, from_text, to_text
 from geomtraj.problem import Problem
@@ -134,33 +132,6 @@ def made_by(job: Job) -> dict[str, Any]:
     return made | {"guard": guard} if isinstance(guard, dict) else made
 
 
-def code_of(statistic: Statistic) -> str:
-    """A checksum of the file that defines a statistic; empty for geomtraj's own, which its version names."""
-    cls = type(statistic)
-    if cls.__module__.split(".")[0] == __name__.split(".")[0]:
-        return ""
-    return _digest(_source(cls))
-
-
-def failure_code(statistic: Statistic) -> str:
-    """A checksum of what a failure may be due to: the statistic's file and the versions of geomtraj and torch."""
-    return _digest(f"{_source(type(statistic))} {__version__} {torch.__version__}")
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _source(cls: type) -> str:
-    try:
-        if cls.__module__ != "__main__":
-            return Path(inspect.getfile(cls)).read_text(encoding="utf-8", errors="replace")
-        return inspect.getsource(cls)
-    except (OSError, TypeError):  # typed into an interpreter
-        functions = (f for f in vars(cls).values() if hasattr(f, "__code__"))
-        return "".join(f"{f.__code__.co_code.hex()} {f.__code__.co_consts!r}" for f in functions)
-
-
 def _measured(statistic: Statistic, point: Point, blank: Measurement, first: bool) -> Measurement:
     """A statistic at a point: its outcome, or the reason why there is none."""
     code = code_of(statistic)
@@ -202,7 +173,11 @@ def shared(problem: Problem) -> bool:
 def _failed(blank: Measurement, statistic: Statistic, error: Exception, seconds: float) -> Measurement:
     text = " ".join(str(error).split())
     said = text if isinstance(error, GeomtrajError) else f"{type(error).__name__}: {text}"
-    failure = {"error": type(error).__name__, "code": failure_code(statistic), "again": is_out_of_memory(error)}
+    failure = {
+        "error": type(error).__name__,
+        "code": failure_code(statistic),
+        "again": is_out_of_memory(error),
+    }
     return replace(blank, status=f"failed: {said}"[:2000], seconds=seconds, made=blank.made | {"failure": failure})
 
 

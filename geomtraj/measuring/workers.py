@@ -7,6 +7,7 @@ import hashlib
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import tempfile
 import threading
@@ -35,6 +36,8 @@ AT_FIRST = 2
 
 _HELD: dict[str, Job] = {}
 _HOLDING = threading.RLock()
+_FOLDERS: set[str] = set()
+"""Where jobs came from that this worker process has been at."""
 _HELD_AT_MOST = 2
 
 
@@ -85,6 +88,8 @@ def _end_with_parent() -> None:
 
     def watch() -> None:
         connection.wait([parent.sentinel])
+        for folder in _FOLDERS:  # which the parent can remove no more
+            shutil.rmtree(folder, ignore_errors=True)
         os._exit(1)
 
     threading.Thread(target=watch, name=_WATCH, daemon=True).start()
@@ -127,7 +132,9 @@ class _Parcel:
 
 def _in_worker(parcel: _Parcel, number: int, unit: Unit) -> list[Event] | None:
     """What was found at an iterate; None if the job has to be sent along."""
-    _end_with_parent()
+    if multiprocessing.parent_process() is not None:
+        _FOLDERS.add(parcel.folder)
+        _end_with_parent()
     forked = multiprocessing.parent_process() is not None and multiprocessing.get_start_method() == "fork"
     if forked and torch.get_num_threads() > 1:
         torch.set_num_threads(1)  # a forked child hangs in the thread pool that it inherits without its threads

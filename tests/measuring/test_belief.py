@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import geomtraj as gt
 from geomtraj.errors import TrajectoryError
-from geomtraj.measuring import unit
+from geomtraj.measuring import lookup, unit
 from geomtraj.measuring.content import content_of
 from geomtraj.measuring.record import Measurement, from_text, read_measurement, to_text
 from geomtraj.statistics import Outcome, Quantity, Statistic
@@ -183,7 +183,8 @@ def test_a_users_statistic_whose_code_changed_is_measured_anew(run, monkeypatch,
     counted.clear()
     measured(run, Constant())
     assert not counted
-    monkeypatch.setattr(unit, "_source", lambda cls: "another source")
+    monkeypatch.setattr(unit, "code_of", lambda s: "another code" * (s.name == "constant"))
+    monkeypatch.setattr(lookup, "code_of", lambda s: "another code" * (s.name == "constant"))
     results = measured(run, Constant())
     assert counted == ["constant"] * 4 and any("whose code has changed" in r for r in results.remarks)
 
@@ -212,6 +213,7 @@ def test_results_of_format_1_are_loaded_and_measured_anew(run):
         lambda c: c.update(quantities=[]),
         lambda c: c.update(quantities={"trace": 3}),
         lambda c: c.update(quantities={"trace": {"value": "3"}}),
+        lambda c: c.update(quantities={"trace": {"value": 10**400}}),
         lambda c: c.update(made=None),
         lambda c: c.update(format_version="1"),
         lambda c: c.update(details=7),
