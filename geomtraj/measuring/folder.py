@@ -8,15 +8,15 @@ in a pack of a higher number, comes before what stands in another.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
 import re
 import uuid
-from collections.abc import Callable, Collection, Iterator
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,17 @@ def key(statistic: str, settings: dict[str, Any], fingerprint: str) -> str:
 
 def key_of(measurement: Measurement) -> str:
     """The key that a measurement's own statement of statistic, settings and problem gives."""
-    return _key_of(measurement.statistic, json.dumps(measurement.settings), str(measurement.made.get("problem", "")))
+    stated = measurement.statistic, str(measurement.settings), str(measurement.made.get("problem", ""))
+    found = _KEYS.get(stated)
+    if found is None:
+        if len(_KEYS) >= 1000:
+            _KEYS.clear()
+        found = _KEYS[stated] = key(measurement.statistic, measurement.settings, stated[2])
+    return found
 
 
-@lru_cache(maxsize=1024)
-def _key_of(statistic: str, settings: str, fingerprint: str) -> str:
-    return key(statistic, json.loads(settings), fingerprint)
+_KEYS: dict[tuple[str, str, str], str] = {}
+"""What `key` gave for settings as text: ten thousand results have few of them."""
 
 
 def result_path(folder: Path, step: int, result_key: str) -> Path:
@@ -108,9 +113,21 @@ def read_stored(folder: Path, keys: Collection[str] | None = None) -> Stored:
         TrajectoryError: A result is of a newer format, or a file cannot be read.
     """
     for _ in range(5):
-        with suppress(FileNotFoundError):  # another process packs the files meanwhile
+        with suppress(FileNotFoundError), _no_collection():  # another process may pack the files meanwhile
             return _scanned(folder, None if keys is None else set(keys))
     raise TrajectoryError(f"{folder / FOLDER} changes all the time: wait until the other process is done.")
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """No search for garbage: every record that is read would set off another one, half of the time in all."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def _scanned(folder: Path, keys: set[str] | None) -> Stored:
@@ -118,17 +135,20 @@ def _scanned(folder: Path, keys: set[str] | None) -> Stored:
     own, packs = listed(folder)
     for path in packs:
         for number, line in enumerate(_read(path).splitlines(keepends=True), start=1):
-            place = f"{path.name}, line {number}"
-            measurement = _whole(line, path, lambda place=place: stored.damaged.append(place))  # type: ignore[misc]
-            if measurement is not None and (keys is None or key_of(measurement) in keys):
-                stored.results[measurement.step, key_of(measurement)] = measurement
+            measurement = _whole(line, path)
+            if measurement is None:
+                stored.damaged.append(f"{path.name}, line {number}")
+                continue
+            name = key_of(measurement)
+            if keys is None or name in keys:
+                stored.results[measurement.step, name] = measurement
     for step, name, path in own:
         if keys is not None and name not in keys:
             continue
-        measurement = _whole(_read(path), path, lambda path=path: stored.damaged.append(path.name))  # type: ignore[misc]
+        measurement = _whole(_read(path), path)
         if measurement is None:
-            continue
-        if (measurement.step, key_of(measurement)) != (step, name):
+            stored.damaged.append(path.name)
+        elif (measurement.step, key_of(measurement)) != (step, name):
             stored.misnamed.append(path.name)
         elif not measurement.iterate:
             stored.first_format[step, name] = measurement
@@ -146,14 +166,13 @@ def _read(path: Path) -> bytes:
         raise TrajectoryError(f"cannot read {path} ({error.strerror}): make it readable or delete it.") from error
 
 
-def _whole(text: bytes, path: Path, note: Callable[[], None]) -> Measurement | None:
-    """The measurement in a text; None, and noted, if it is damaged."""
+def _whole(text: bytes, path: Path) -> Measurement | None:
+    """The measurement in a text; None if it is damaged."""
     try:
         return from_text(text)
     except NewerFormat as error:
         raise TrajectoryError(f"{path} cannot be read: {error}.") from error
     except TrajectoryError:
-        note()
         return None
 
 
@@ -180,11 +199,30 @@ def pack(folder: Path) -> None:
     if len(own) < PACK_FROM:
         return
     texts = dict(_packable(own))
-    number = 1 + max((int(m[1]) for path in packs if (m := _PACK.fullmatch(path.name))), default=0)
-    write_bytes(folder / FOLDER / f"pack.{number:06d}.{uuid.uuid4().hex[:8]}.jsonl", b"".join(texts.values()))
+    number = 1 + max((_number(path) for path in packs), default=0)
+    _write_pack(folder / FOLDER, number, texts.values())
     for path in texts:
         with suppress(FileNotFoundError):
             path.unlink()
+
+
+def without_damaged(path: Path) -> None:
+    """Writes what holds in a pack into another of the same number.
+
+    Raises:
+        TrajectoryError: The disk is full or the pack cannot be read.
+    """
+    lines = _read(path).splitlines(keepends=True)
+    _write_pack(path.parent, _number(path), (line for line in lines if _whole(line, path) is not None))
+
+
+def _number(path: Path) -> int:
+    found = _PACK.fullmatch(path.name)
+    return int(found[1]) if found else 0
+
+
+def _write_pack(folder: Path, number: int, texts: Iterable[bytes]) -> None:
+    write_bytes(folder / f"pack.{number:06d}.{uuid.uuid4().hex[:8]}.jsonl", b"".join(texts))
 
 
 def _packable(own: list[tuple[int, str, Path]]) -> Iterator[tuple[Path, bytes]]:

@@ -11,11 +11,12 @@ from pathlib import Path
 
 from geomtraj.errors import TrajectoryError
 from geomtraj.isolation import one_at_a_time, preserved_state
+from geomtraj.measuring.code import code_of, failure_code
 from geomtraj.measuring.content import content_of, still
 from geomtraj.measuring.folder import Stored, counted, key, read_stored
 from geomtraj.measuring.record import Measurement
 from geomtraj.measuring.summary import Summary, keys_of_format_1, read_summary
-from geomtraj.measuring.unit import Unit, code_of, failure_code, put_into
+from geomtraj.measuring.unit import Unit, put_into
 from geomtraj.problem import Problem
 from geomtraj.statistics import Statistic
 from geomtraj.trajectory import Trajectory

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,28 +91,34 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "made": (dict,),
     "iterate": (str,),
 }
+_NUMBER = (int, float)
 _FIELDS = tuple(_TYPES)
 _NEEDED = ("step", "wall_time", "statistic", "settings", "quantities")
 
 
 def _record(content: dict[str, Any]) -> Measurement:
     """The record in content whose numbers are numbers."""
-    for name in _NEEDED:
-        if name not in content:
-            raise TrajectoryError(f"it has no {name!r}")
-    fields = {name: content[name] for name in _FIELDS if name in content}
-    for name, value in fields.items():
-        if not isinstance(value, _TYPES[name]) or isinstance(value, bool):
+    fields: dict[str, Any] = {}
+    for name, kinds in _TYPES.items():
+        value = content.get(name)
+        if type(value) in kinds:
+            fields[name] = value
+        elif name in content:
             raise TrajectoryError(f"its {name!r} is {value!r:.40}")
-    quantities = {}
-    for label, q in fields["quantities"].items():
-        try:
-            value, low, high = q["value"], q.get("low", math.nan), q.get("high", math.nan)
-            quantities[label] = Quantity(value + 0.0, low + 0.0, high + 0.0)
-        except (TypeError, KeyError, AttributeError, OverflowError):
-            raise TrajectoryError(f"its quantity {label!r} is {q!r:.40}") from None
-    fields["quantities"] = quantities
+        elif name in _NEEDED:
+            raise TrajectoryError(f"it has no {name!r}")
+    fields["quantities"] = {label: _quantity(label, q) for label, q in fields["quantities"].items()}
     return Measurement(**fields)
+
+
+def _quantity(label: str, content: Any) -> Quantity:
+    if type(content) is dict:
+        value: Any = content.get("value")
+        low, high = content.get("low", math.nan), content.get("high", math.nan)
+        if type(value) in _NUMBER and type(low) in _NUMBER and type(high) in _NUMBER:
+            with suppress(OverflowError):
+                return Quantity(float(value), float(low), float(high))
+    raise TrajectoryError(f"its quantity {label!r} is {content!r:.40}")
 
 
 def to_text(measurement: Measurement) -> bytes:
@@ -136,10 +143,10 @@ def from_text(text: bytes) -> Measurement:
     whole = text.startswith(_START) and text[end : end + len(_END)] == _END
     if not whole or hashlib.sha256(body).hexdigest().encode() != text[len(_START) : end]:
         return _without_checksum(text)
-    content = json.loads(body)
+    content = json.loads(body.decode())
     if content["format_version"] > FORMAT_VERSION:
         raise NewerFormat(content["format_version"])
-    if b'NaN"' in body or b'Infinity"' in body:
+    if b'NaN"' in body or b'Infinity"' in body:  # else there is nothing to look for
         content = numbers(content)
     return _record(content)
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from geomtraj.errors import TrajectoryError, unknown_name
-from geomtraj.measuring.content import content_of, still
+from geomtraj.measuring.content import Seen, content_of, still
 from geomtraj.measuring.folder import FOLDER, counted, key_of, read_stored
 from geomtraj.measuring.record import Measurement, read_measurement
-from geomtraj.measuring.summary import NAME, Summary, keys_of_format_1, read_summary
+from geomtraj.measuring.summary import NAME, keys_of_format_1, read_summary
 from geomtraj.statistics.base import Quantity
 from geomtraj.trajectory import Trajectory
 from geomtraj.trajectory.log import read_log
@@ -132,7 +132,7 @@ class Results:
             manifest = summary.manifest if summary.trajectory else read_manifest(path)
             stored = read_stored(path, summary.keys.values())
             found, remarks = list(stored.results.values()), stored.remarks(path)
-            others = _of_other_iterates(folder, summary, found)
+            others = of_other_iterates(folder, summary.iterates, found)
             if others:
                 found = [m for m in found if m.step not in others or m.iterate == others[m.step]]
                 count = len(stored.results) - len(found)
@@ -145,7 +145,7 @@ class Results:
         return cls(path, manifest, found, read_log(folder), remarks)
 
 
-def _of_other_iterates(folder: Path, summary: Summary, found: list[Measurement]) -> dict[int, str]:
+def of_other_iterates(folder: Path, seen: Mapping[int, Seen], found: list[Measurement]) -> dict[int, str]:
     """Step -> what its iterate holds now, where a result was measured at something else.
 
     Only files that have changed since `measure` read them are read; iterates that are gone contradict nothing.
@@ -158,7 +158,7 @@ def _of_other_iterates(folder: Path, summary: Summary, found: list[Measurement])
         if m.step not in recorded or trajectory is None:
             continue
         if m.step not in now:
-            now[m.step] = still(summary.iterates, folder, m.step) or _content(trajectory, m.step)
+            now[m.step] = still(seen, folder, m.step) or _content(trajectory, m.step)
         content = now[m.step]
         if content is not None and content != m.iterate:
             others[m.step] = content

@@ -14,13 +14,13 @@ from typing import Any
 
 from geomtraj.errors import InputError, TrajectoryError
 from geomtraj.measuring.content import Seen
-from geomtraj.measuring.folder import counted, key, pack, write_measurement
+from geomtraj.measuring.folder import PACK_FROM, counted, key, pack, write_measurement
 from geomtraj.measuring.lookup import Lookup, look_up, loss_holds, other_iterates
 from geomtraj.measuring.progress import Bar, Pace, in_words, widths
 from geomtraj.measuring.record import Measurement
 from geomtraj.measuring.results import Results
 from geomtraj.measuring.summary import Summary, read_summary, write_summary
-from geomtraj.measuring.unit import Read, Unit, at_iterate
+from geomtraj.measuring.unit import Job, Read, Unit, at_iterate
 from geomtraj.measuring.workers import executor_of, in_executor, split
 from geomtraj.problem import Problem
 from geomtraj.statistics import Loss, Statistic, resolve
@@ -107,6 +107,7 @@ class _Run:
     def __init__(self, trajectory: Trajectory, problem: Problem, statistics: dict[str, Statistic], folder: Path):
         self.trajectory, self.problem, self.statistics, self.folder = trajectory, problem, statistics, folder
         self.fingerprint = problem.fingerprint()
+        self.job = Job(trajectory, problem, statistics, self.fingerprint)
         self.found: list[Measurement] = []
         self.seen: dict[int, Seen] = {}
         self.remarks: list[str] = []
@@ -179,8 +180,7 @@ class _Run:
         )
         pilot = _Pilot(bar, pace, len({u.step for u in units if u.missing}))
         if executor is not None and units:
-            job = self.trajectory, self.problem, self.statistics
-            stream = in_executor(job, split(units, self.problem), executor, pace.over, self.remark)
+            stream = in_executor(self.job, split(units, self.problem), executor, pace.over, self.remark)
         else:
             stream = self._here(units, pace, bar)
         with bar, closing(stream):
@@ -196,7 +196,7 @@ class _Run:
         """The units one after the other in this process."""
         for unit in units:
             todo = ["reading", *unit.missing]
-            stream = at_iterate(self.trajectory, self.problem, unit, self.statistics)
+            stream = at_iterate(self.job, unit)
             with closing(stream):
                 while True:
                     name = todo.pop(0) if todo else ""
@@ -231,6 +231,8 @@ class _Run:
         if m.iterate:  # nothing is known of an unreadable iterate
             self.by_the_first(lambda: write_measurement(self.folder, m))
             self._written += 1
+            if self._written % PACK_FROM == 0:
+                self.by_the_first(lambda: pack(self.folder))
         else:
             m = replace(m, settings=self.statistics[m.statistic].settings())
         self.found.append(m)

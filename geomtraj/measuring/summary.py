@@ -12,6 +12,7 @@ from typing import Any
 
 from geomtraj.errors import TrajectoryError
 from geomtraj.measuring.content import Seen
+from geomtraj.measuring.record import numbers, strict
 from geomtraj.trajectory.files import read_json, write_json
 
 NAME = "measured.json"
@@ -69,7 +70,7 @@ def read_summary(folder: Path) -> Summary | None:
         content["keys"],
         {int(step): Seen.from_json(seen) for step, seen in content["iterates"].items()},
         content["trajectory"],
-        content["manifest"],
+        numbers(content["manifest"]),
     )
 
 
@@ -102,7 +103,7 @@ def write_summary(folder: Path, summary: Summary) -> None:
         "problem": summary.problem,
         "keys": summary.keys,
         "trajectory": summary.trajectory,
-        "manifest": summary.manifest,
+        "manifest": strict(summary.manifest),
         "iterates": {str(step): seen.to_json() for step, seen in sorted(summary.iterates.items())},
     }
     with suppress(TrajectoryError):

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import math
 import time
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,12 +14,30 @@ from geomtraj._version import __version__
 from geomtraj.errors import GeomtrajError, InputError
 from geomtraj.failures import is_out_of_memory
 from geomtraj.isolation import one_at_a_time, preserved_state
+from geomtraj.measuring.code import code_of, failure_code
 from geomtraj.measuring.content import Seen, content_of, settled, stamp_of
 from geomtraj.measuring.record import Measurement, from_text, to_text
 from geomtraj.problem import Problem
 from geomtraj.statistics import Outcome, Point, Statistic
 from geomtraj.trajectory import Iterate, Trajectory, model_state
 from geomtraj.trajectory.store import DamagedFile
+
+
+@dataclass
+class Job:
+    """What all units of one call have in common.
+
+    Attributes:
+        trajectory: What is measured.
+        problem: The loss.
+        statistics: By name.
+        fingerprint: Of the problem; it takes a pass over the batches to find it.
+    """
+
+    trajectory: Trajectory
+    problem: Problem
+    statistics: dict[str, Statistic]
+    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -57,9 +72,7 @@ class Read:
     stale: tuple[str, ...] = ()
 
 
-def at_iterate(
-    trajectory: Trajectory, problem: Problem, unit: Unit, statistics: dict[str, Statistic]
-) -> Generator[Read | Measurement, None, None]:
+def at_iterate(job: Job, unit: Unit) -> Generator[Read | Measurement, None, None]:
     """What was read, then one measurement for each statistic that is missing or stale.
 
     Threads take turns: an evaluation puts the iterate into the problem's one model.
@@ -68,6 +81,7 @@ def at_iterate(
         TrajectoryError: The trajectory is of another model.
         InputError: A statistic refuses the caller's input at the first iterate.
     """
+    trajectory, problem, statistics = job.trajectory, job.problem, job.statistics
     with one_at_a_time():
         stamp = settled(stamp_of(trajectory.path, unit.step))
         try:
@@ -85,7 +99,7 @@ def at_iterate(
         with preserved_state(problem.model):
             put_into(problem, trajectory, iterate)
             point = Point(problem)
-            made = made_by(problem)
+            made = made_by(job)
             blank = Measurement(unit.step, iterate.wall_time, "", {}, {}, made=made, iterate=content)
             del iterate
             for name in (*unit.missing, *stale):
@@ -103,10 +117,11 @@ def put_into(problem: Problem, trajectory: Trajectory, iterate: Iterate) -> None
     model_state.restore(problem.model, content)
 
 
-def made_by(problem: Problem) -> dict[str, Any]:
+def made_by(job: Job) -> dict[str, Any]:
     """What the numbers depend on besides the iterate, the statistic and its settings."""
+    problem = job.problem
     made: dict[str, Any] = {
-        "problem": problem.fingerprint(),
+        "problem": job.fingerprint,
         "dtype": str(problem.dtype).removeprefix("torch."),
         "device": str(problem.device),
         "threads": torch.get_num_threads(),
@@ -115,33 +130,6 @@ def made_by(problem: Problem) -> dict[str, Any]:
     }
     guard = getattr(problem, "guard", None)
     return made | {"guard": guard} if isinstance(guard, dict) else made
-
-
-def code_of(statistic: Statistic) -> str:
-    """A checksum of the file that defines a statistic; empty for geomtraj's own, which its version names."""
-    cls = type(statistic)
-    if cls.__module__.split(".")[0] == __name__.split(".")[0]:
-        return ""
-    return _digest(_source(cls))
-
-
-def failure_code(statistic: Statistic) -> str:
-    """A checksum of what a failure may be due to: the statistic's file and the versions of geomtraj and torch."""
-    return _digest(f"{_source(type(statistic))} {__version__} {torch.__version__}")
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _source(cls: type) -> str:
-    try:
-        if cls.__module__ != "__main__":
-            return Path(inspect.getfile(cls)).read_text(encoding="utf-8", errors="replace")
-        return inspect.getsource(cls)
-    except (OSError, TypeError):  # typed into an interpreter
-        functions = (f for f in vars(cls).values() if hasattr(f, "__code__"))
-        return "".join(f"{f.__code__.co_code.hex()} {f.__code__.co_consts!r}" for f in functions)
 
 
 def _measured(statistic: Statistic, point: Point, blank: Measurement, first: bool) -> Measurement:
@@ -192,7 +180,11 @@ def shared(problem: Problem) -> bool:
 def _failed(blank: Measurement, statistic: Statistic, error: Exception, seconds: float) -> Measurement:
     text = " ".join(str(error).split())
     said = text if isinstance(error, GeomtrajError) else f"{type(error).__name__}: {text}"
-    failure = {"error": type(error).__name__, "code": failure_code(statistic), "again": is_out_of_memory(error)}
+    failure = {
+        "error": type(error).__name__,
+        "code": failure_code(statistic),
+        "again": is_out_of_memory(error),
+    }
     return replace(blank, status=f"failed: {said}"[:2000], seconds=seconds, made=blank.made | {"failure": failure})
 
 

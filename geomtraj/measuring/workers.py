@@ -7,13 +7,14 @@ import hashlib
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import tempfile
 import threading
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,9 @@ import torch
 
 from geomtraj.errors import ComputationError, GeomtrajError, InputError
 from geomtraj.measuring.record import Measurement
-from geomtraj.measuring.unit import Read, Unit, at_iterate
+from geomtraj.measuring.unit import Job, Read, Unit, at_iterate
 from geomtraj.problem import Problem
-from geomtraj.statistics import Statistic
-from geomtraj.trajectory import Trajectory
 
-Job = tuple[Trajectory, Problem, dict[str, Statistic]]
 Event = Read | Measurement
 
 POLL_SECONDS = 1.0
@@ -38,6 +36,8 @@ AT_FIRST = 2
 
 _HELD: dict[str, Job] = {}
 _HOLDING = threading.RLock()
+_FOLDERS: set[str] = set()
+"""Where jobs came from that this worker process has been at."""
 _HELD_AT_MOST = 2
 
 
@@ -88,6 +88,8 @@ def _end_with_parent() -> None:
 
     def watch() -> None:
         connection.wait([parent.sentinel])
+        for folder in _FOLDERS:  # which the parent can remove no more
+            shutil.rmtree(folder, ignore_errors=True)
         os._exit(1)
 
     threading.Thread(target=watch, name=_WATCH, daemon=True).start()
@@ -130,7 +132,9 @@ class _Parcel:
 
 def _in_worker(parcel: _Parcel, number: int, unit: Unit) -> list[Event] | None:
     """What was found at an iterate; None if the job has to be sent along."""
-    _end_with_parent()
+    if multiprocessing.parent_process() is not None:
+        _FOLDERS.add(parcel.folder)
+        _end_with_parent()
     forked = multiprocessing.parent_process() is not None and multiprocessing.get_start_method() == "fork"
     if forked and torch.get_num_threads() > 1:
         torch.set_num_threads(1)  # a forked child hangs in the thread pool that it inherits without its threads
@@ -139,7 +143,7 @@ def _in_worker(parcel: _Parcel, number: int, unit: Unit) -> list[Event] | None:
         mark.touch()
     try:
         job = parcel.open()
-        return None if job is None else list(at_iterate(job[0], job[1], unit, job[2]))
+        return None if job is None else list(at_iterate(job, unit))
     finally:
         with suppress(OSError):
             mark.unlink()
@@ -151,7 +155,7 @@ def in_executor(
     """What is found at the iterates, in the order in which it comes.
 
     Args:
-        job: Trajectory, problem and statistics by name.
+        job: What they have in common.
         units: What is to be done.
         executor: Who does it.
         over: Whether time is up: what runs is then waited for, and nothing else begins.
@@ -160,9 +164,9 @@ def in_executor(
     Raises:
         ComputationError: The executor fails otherwise than by one worker's end.
     """
-    trajectory = copy.copy(job[0])
+    trajectory = copy.copy(job.trajectory)
     trajectory.path = trajectory.path.resolve()  # workers may stand in another folder
-    job = (trajectory, *job[1:])
+    job = replace(job, trajectory=trajectory)
     packed = cloudpickle.dumps(job)
     token = hashlib.sha256(packed).hexdigest()
     with tempfile.TemporaryDirectory(prefix="geomtraj-", ignore_cleanup_errors=True) as folder:

@@ -16,7 +16,7 @@ from geomtraj.operators import Hessian
 from geomtraj.problem import Problem
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Quantity:
     """One number with its 95 % interval; NaN where the interval is not known, value = low = high where it is exact."""
 

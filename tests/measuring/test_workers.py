@@ -143,7 +143,7 @@ def test_one_failing_unit_is_a_result_and_the_others_go_on(run, pool):
 
 
 def test_a_failure_is_tried_again_where_its_code_changed_or_memory_had_run_out(run, monkeypatch):
-    from geomtraj.measuring import unit
+    from geomtraj.measuring import code
 
     measured(run, troubled(run, "memory"))
     assert "MemoryError" in gt.Results.load(run.path).of("troubled")[1].status
@@ -152,7 +152,7 @@ def test_a_failure_is_tried_again_where_its_code_changed_or_memory_had_run_out(r
     measured(run, troubled(run, "error"))
     measured(run, troubled(run, "error"))
     assert len(calls(run, 2)) == 3
-    monkeypatch.setattr(unit, "__version__", "99")
+    monkeypatch.setattr(code, "__version__", "99")
     measured(run, troubled(run, "error"))
     assert len(calls(run, 2)) == 4
 
@@ -237,7 +237,9 @@ def test_workers_end_with_their_parent(run, end):
     folder.mkdir()
     code = PARENT.format(tests=TESTS, run=str(run.path), calls=str(folder))
     command = [sys.executable, "-c", code]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as parent:
+    (scratch := run.path.parent / "scratch").mkdir()
+    pipes = {"stderr": subprocess.PIPE, "text": True, "env": {**os.environ, "TMPDIR": str(scratch)}}
+    with subprocess.Popen(command, start_new_session=True, **pipes) as parent:
         wait_for(lambda: calls(run, 0) and calls(run, 2))
         children = [int(pid) for step in (0, 2) for pid in calls(run, step)]
         assert all(map(alive, children))
@@ -246,7 +248,7 @@ def test_workers_end_with_their_parent(run, end):
         else:
             parent.send_signal(end)
         said = parent.communicate(timeout=20)[1]
-    wait_for(lambda: not any(map(alive, children)))
+    wait_for(lambda: not any(map(alive, children)) and not list(scratch.glob("geomtraj-*")))
     assert said.count("Traceback") == (end == signal.SIGINT)  # the parent's own, and none of the workers'
 
 
