@@ -52,7 +52,7 @@ def fingerprint(
         total: The sum of a tensor over all processes.
     """
     parts, weight = [structure], 0.0
-    dtype = _number_type(objective, names[0], batches, total)
+    dtype = number_type(objective, names[0], batches, total)
     for scale in SCALES:
         moments = _moments(objective, names if scale == SCALES[0] else [], batches, _Fixed(scale, dtype), total)
         weight = float(moments[1])
@@ -67,16 +67,16 @@ class _Fixed(NamedTuple):
     dtype: torch.dtype
 
 
-def _number_type(objective: Objective, name: str, batches: Iterable[Any], total: Sum) -> torch.dtype:
+def number_type(objective: Objective, name: str, batches: Iterable[Any], total: Sum) -> torch.dtype:
     """float64 if the model computes in it throughout, else float32."""
     parameter = dict(objective.model.named_parameters())[name]
     if parameter.dtype is torch.float64:
         return torch.float64
     single = torch.zeros((), dtype=torch.float64, device=parameter.device)
     try:
-        one, other = (_one_batch(objective, batches, 1 + shift) for shift in (0.0, 1e-11))
-        # Rounding to float32 on the way shows as a response of its size, or as none.
-        single += not 1e-14 < abs(one - other) / max(abs(one), 1e-300) < 1e-9
+        none, once, twice = (_one_batch(objective, batches, 1 + shift) for shift in (0.0, 1e-11, 2e-11))
+        # Where something is rounded to float32 on the way, twice the shift does not change the loss by twice as much.
+        single += not (once != none and abs((twice - none) / (once - none) - 2) < 1e-2)
     except Exception:  # whatever a model raises on number types that it was not written for
         single += 1
     return torch.float32 if bool(total(single) > 0) else torch.float64

@@ -65,8 +65,9 @@ def diagonal(
     Raises:
         InputError: Neither a Problem nor an operator, an unknown method, theta together with an operator, a method that
             needs a Problem with an operator, or too few samples.
-        ComputationError: The exact diagonal would take longer than `max_seconds`, or the problem's derivatives are not
-            what they are taken for (see `geomtraj.operators.check_derivatives`).
+        InputError: Also where the problem's derivatives are not what they are taken for (see
+            `geomtraj.operators.check_derivatives`).
+        ComputationError: The exact diagonal would take longer than `max_seconds`.
     """
     samples = at_least("samples", samples, 1)
     if not isinstance(problem, (Problem, SymmetricOperator)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Generator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from geomtraj.isolation import one_at_a_time, preserved_state
 from geomtraj.measuring.code import code_of, failure_code
 from geomtraj.measuring.content import Seen, content_of, settled, stamp_of
 from geomtraj.measuring.record import Measurement, from_text, to_text
+from geomtraj.operators import with_remark
 from geomtraj.problem import Problem
 from geomtraj.statistics import Outcome, Point, Statistic
 from geomtraj.trajectory import Iterate, Trajectory, model_state
@@ -128,8 +129,7 @@ def made_by(job: Job) -> dict[str, Any]:
         "geomtraj": __version__,
         "torch": torch.__version__,
     }
-    guard = getattr(problem, "guard", None)
-    return made | {"guard": guard} if isinstance(guard, dict) else made
+    return made
 
 
 def _measured(statistic: Statistic, point: Point, blank: Measurement, first: bool) -> Measurement:
@@ -150,10 +150,10 @@ def _measured(statistic: Statistic, point: Point, blank: Measurement, first: boo
             blank,
             quantities=outcome.quantities,
             details=outcome.details,
-            status=outcome.status,
+            status=with_remark(point.problem, outcome.status) if outcome.matvecs else outcome.status,
             matvecs=outcome.matvecs,
             seconds=time.perf_counter() - started,
-            made=blank.made | _about_blocks(point.problem, outcome),
+            made=blank.made | _about_blocks(point.problem, outcome) | _about_guard(point.problem),
         )
         return from_text(to_text(found))  # as it will be read
     except InputError as error:
@@ -170,6 +170,11 @@ def _about_blocks(problem: Problem, outcome: Outcome) -> dict[str, Any]:
     """Kind and shape of each block that a quantity belongs to, for who compares weight matrices alone."""
     blocks = {label: problem.blocks[label] for label in outcome.quantities if label in problem.blocks}
     return {"blocks": {label: [block.kind, list(block.shape)] for label, block in blocks.items()}} if blocks else {}
+
+
+def _about_guard(problem: Problem) -> dict[str, Any]:
+    """What the check of the problem's derivatives found and cost, once it has been made."""
+    return {} if problem.guard is None else {"guard": asdict(problem.guard)}
 
 
 def shared(problem: Problem) -> bool:

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geomtraj.errors import ComputationError
+from geomtraj.errors import InputError
 from geomtraj.failures import is_out_of_memory
+from geomtraj.fingerprint import number_type
 from geomtraj.isolation import in_plain_torch
 from geomtraj.operators import culprits
 from geomtraj.operators.choice import history
@@ -72,7 +73,7 @@ def check_derivatives(problem: Problem, theta: Tensor) -> None:
         theta: Where it is about to be measured (P,).
 
     Raises:
-        ComputationError: They differ; the message names the likely culprit and the way out.
+        InputError: They differ; the message names the likely culprit and the way out.
     """
     if problem.guard is None:
         if not problem.check:
@@ -85,13 +86,15 @@ def check_derivatives(problem: Problem, theta: Tensor) -> None:
                 if problem.guard.status == "being checked":
                     problem.guard = None
     if problem.guard is not None and problem.guard.refusal:
-        raise ComputationError(problem.guard.refusal)
+        raise InputError(problem.guard.refusal)
 
 
 def with_remark(problem: Problem, status: str) -> str:
     """The status of a result, with what the guard has to say unless that is "ok"."""
     found = problem.guard
     remark = "" if found is None or found.status in ("ok", "being checked") else found.status
+    if remark and remark in status:
+        return status
     return "; ".join(part for part in (status, remark) if part and part != "ok") or "ok"
 
 
@@ -225,7 +228,9 @@ class _Check:
         """Status and refusal of the comparisons of products."""
         if not (torch.isfinite(self.hv).all() and torch.isfinite(self.hu).all()):
             return "products were not finite where they were to be checked", ""
-        dtype = self._number_type()
+        problem = self.problem
+        with problem.session():
+            dtype = number_type(problem.objective, next(iter(problem.layout)), problem.batches, problem.over_ranks)
         differences = self._differences(dtype, STEP[dtype])
         worst = self._worst(self.hv, differences, self.problem.dtype, dtype)
         if worst is None and self._symmetric():
@@ -282,21 +287,6 @@ class _Check:
         ahead = self._loss_and_gradient(theta + step * along, dtype)[1]
         behind = self._loss_and_gradient(theta - step * along, dtype)[1]
         return (ahead - behind) / (2 * step)
-
-    def _number_type(self) -> torch.dtype:
-        """float64 where the model can compute in it, else the problem's own."""
-        failed = torch.zeros((), dtype=torch.float64, device=self.problem.device)
-        if self.problem.dtype is not torch.float64:
-            parameters = self.problem.layout.unflatten(self.theta.double())
-            with self.problem.session():
-                try:
-                    for batch in self.problem.batches:
-                        losses, _ = self.problem.objective.losses(leaves(parameters), batch, torch.float64)
-                        failed += losses.dtype is not torch.float64
-                        break
-                except Exception:  # whatever a model raises on number types that it was not written for
-                    failed += 1
-        return self.problem.dtype if bool(self.problem.over_ranks(failed) > 0) else torch.float64
 
     def _double_product(self) -> Tensor:
         """The product with v by double backward in float64."""

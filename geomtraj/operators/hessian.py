@@ -42,7 +42,8 @@ class Hessian(SymmetricOperator):
         strategy: "auto" or one of the names above.
 
     Raises:
-        InputError: theta does not fit the problem's layout, or the strategy is unknown.
+        InputError: theta does not fit the problem's layout, or the strategy is unknown; from the first product, the
+            problem's derivatives are not what they are taken for (see `geomtraj.operators.check_derivatives`).
         ComputationError: No selected parameter reaches the loss.
     """
 
