@@ -51,19 +51,26 @@ def fingerprint(
         structure: What else the name depends on.
         total: The sum of a tensor over all processes.
     """
-    parts, weight = [structure], 0.0
+    parts, weight = [structure], math.nan
     dtype = number_type(objective, names[0], batches, total)
     for scale in SCALES:
-        moments = _moments(objective, names if scale == SCALES[0] else [], batches, _Fixed(scale, dtype), total)
-        weight = float(moments[1])
-        parts += [_rounded(float(value), DIGITS[dtype]) for value in moments]
+        moments = None
+        for centre in (0.0, 1.0):  # around one where losses are not defined around zero
+            at = _Fixed(scale, centre, dtype)
+            moments = _moments(objective, names if scale == SCALES[0] else [], batches, at, total)
+            if moments is not None and bool(torch.isfinite(moments).all()):
+                break
+        if moments is not None:
+            weight = float(moments[1])
+            parts += [_rounded(float(value), DIGITS[dtype]) for value in moments]
     return Fingerprint(hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16], weight)
 
 
 class _Fixed(NamedTuple):
-    """Which fixed values: their scale, and the number type of the evaluation."""
+    """Which fixed values: their scale, what they lie around, and the number type of the evaluation."""
 
     scale: float
+    centre: float
     dtype: torch.dtype
 
 
@@ -83,30 +90,40 @@ def number_type(objective: Objective, name: str, batches: Iterable[Any], total: 
 
 
 def _one_batch(objective: Objective, batches: Iterable[Any], scale: float) -> float:
+    at = _Fixed(scale, 0.0, torch.float64)
     for batch in batches:
-        losses, _ = objective.evaluated(_fixed(objective, _Fixed(scale, torch.float64)), batch, torch.float64)
+        losses, _ = objective.evaluated(_stand_ins(objective, _fixed(objective, at), at), batch, at.dtype)
         if losses.numel():
             return float(losses.detach().double().sum()) if losses.dtype is torch.float64 else math.nan
     return 1.0
 
 
-def _moments(objective: Objective, names: list[str], batches: Iterable[Any], at: _Fixed, total: Sum) -> Tensor:
-    """Number of examples, sum and square sum of weights, sums of losses and their squares, gradient's norm (6,)."""
+def _moments(objective: Objective, names: list[str], batches: Iterable[Any], at: _Fixed, total: Sum) -> Tensor | None:
+    """Number of examples, sum and square sum of weights, sums of losses and their squares, gradient's norm (6,).
+
+    None where the loss fails at these values, on one of the processes.
+    """
     fixed = _fixed(objective, at)
     leaves = [fixed[name].requires_grad_() for name in names]
-    device = next(iter(fixed.values())).device
-    sums = torch.zeros(5, dtype=torch.float64, device=device)
+    sums = torch.zeros(5, dtype=torch.float64, device=next(iter(fixed.values())).device)
     gradients = [torch.zeros_like(leaf, requires_grad=False) for leaf in leaves]
-    for batch in batches:
-        losses, weights = objective.evaluated(dict(fixed), batch, at.dtype)
-        if leaves and losses.requires_grad:
-            value = losses.sum() if weights is None else (losses * weights).sum()
-            with objective.holding(fixed):
-                found = torch.autograd.grad(value, leaves, allow_unused=True)
-            for g, more in zip(gradients, found, strict=True):
-                if more is not None:
-                    g += more
-        sums += _sums(losses.detach(), weights)
+    failed = torch.zeros_like(sums[0])
+    try:
+        for batch in batches:
+            stand_ins = _stand_ins(objective, fixed, at)
+            losses, weights = objective.evaluated(stand_ins, batch, _cast(at))
+            if leaves and losses.requires_grad:
+                value = losses.sum() if weights is None else (losses * weights).sum()
+                with objective.holding(stand_ins):
+                    found = torch.autograd.grad(value, leaves, allow_unused=True)
+                for g, more in zip(gradients, found, strict=True):
+                    if more is not None:
+                        g += more
+            sums += _sums(losses.detach(), weights)
+    except Exception:  # whatever a loss raises on parameters that it was not written for
+        failed += 1
+    if bool(total(failed) > 0):
+        return None
     summed = total(torch.cat([sums, *(g.double().flatten() for g in gradients)]))
     return torch.cat([summed[:5], summed[5:].norm()[None]])
 
@@ -120,15 +137,26 @@ def _sums(losses: Tensor, weights: Tensor | None) -> Tensor:
 
 
 def _fixed(objective: Objective, at: _Fixed) -> dict[str, Tensor]:
-    """The stand-ins of all parameters and buffers, those of the parameters at their fixed values."""
+    """All parameters at their fixed values."""
+    cast = _cast(at)
     values = {
-        name: fixed_values(name, p, at.scale).to(at.dtype if p.is_floating_point() else p.dtype)
+        name: fixed_values(name, p, at).to(cast if cast is not None and p.is_floating_point() else p.dtype)
         for name, p in objective.model.named_parameters()
     }
     if objective.differentiates:
         values = {name: v.requires_grad_(v.is_floating_point()) for name, v in values.items()}
-    found = objective.stand_ins(values, at.dtype)
+    return values
+
+
+def _stand_ins(objective: Objective, fixed: dict[str, Tensor], at: _Fixed) -> dict[str, Tensor]:
+    """What stands in for parameters and buffers in one evaluation."""
+    found = objective.stand_ins(fixed, _cast(at))
     return {**found, **_statistics(found)}
+
+
+def _cast(at: _Fixed) -> torch.dtype | None:
+    """What everything is converted to; None to leave it."""
+    return torch.float64 if at.dtype is torch.float64 else None
 
 
 def _statistics(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -143,16 +171,18 @@ def _statistics(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def fixed_values(name: str, parameter: Tensor, scale: float) -> Tensor:
-    """Values in float64 that depend on nothing but name, shape and scale: random matrices, vectors around 1/2."""
+def fixed_values(name: str, parameter: Tensor, at: _Fixed) -> Tensor:
+    """Values in float64 that depend on nothing but name, shape and `at`: random matrices, vectors around 1/2."""
     rng = generator(0, f"fingerprint {name}")
     like = torch.empty((), dtype=torch.float64, device=parameter.device)
     count = parameter.numel()
     numbers = gaussian((min(count, NUMBERS),), rng, like)
     values = numbers.repeat(-(-count // max(1, len(numbers))))[:count].reshape(parameter.shape)
+    if at.centre:
+        return at.centre + 0.02 * at.scale * values
     if parameter.dim() < 2:
-        return scale * (0.5 + 0.2 * values)
-    return scale * values * (parameter.shape[0] / max(1, count)) ** 0.5
+        return at.scale * (0.5 + 0.2 * values)
+    return at.scale * values * (parameter.shape[0] / max(1, count)) ** 0.5
 
 
 def _rounded(value: float, digits: int) -> str:

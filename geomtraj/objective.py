@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.stateless import _reparametrize_module
@@ -102,7 +103,7 @@ class Objective:
         self, stand_ins: dict[str, Tensor], batch: Any, dtype: torch.dtype | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """The losses with these stand-ins; see `losses`."""
-        own_copy = rebuilt(batch, lambda tensor: _copied(tensor, dtype))
+        own_copy = copied(batch, dtype)
         with self.holding(stand_ins), ComposedNorms() if self.composed_norms else nullcontext():
             return checked_losses(self.loss(self.model, own_copy))
 
@@ -125,7 +126,7 @@ class Objective:
         """The losses that the model gives with its own parameters, without a graph."""
         norms = ComposedNorms() if self.composed_norms else nullcontext()
         with preserved_model(self.model, self.mode == "train"), norms:
-            losses, weights = checked_losses(self.loss(self.model, rebuilt(batch, lambda t: _copied(t, None))))
+            losses, weights = checked_losses(self.loss(self.model, copied(batch)))
         return losses.detach(), weights
 
     def written_into(self, parameters: Mapping[str, Tensor], batch: Any) -> tuple[Tensor, Tensor | None, set[str]]:
@@ -184,8 +185,16 @@ def _converted(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor.clone() if tensor.is_inference() else tensor
 
 
-def _copied(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    plain = tensor.detach()
+def copied(batch: Any, dtype: torch.dtype | None = None) -> Any:
+    """The batch with tensors and arrays of its own, in another number type if one is given."""
+    return rebuilt(batch, lambda array: _copied(array, dtype), (Tensor, np.ndarray))
+
+
+def _copied(array: Tensor | np.ndarray, dtype: torch.dtype | None) -> Tensor | np.ndarray:
+    if isinstance(array, np.ndarray):
+        double = dtype is torch.float64 and np.issubdtype(array.dtype, np.floating)
+        return array.astype(np.float64) if double else array.copy()
+    plain = array.detach()
     found = _converted(plain, dtype)
     found = plain.clone() if found is plain else found
-    return found.requires_grad_() if tensor.requires_grad else found
+    return found.requires_grad_() if array.requires_grad else found

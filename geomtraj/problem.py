@@ -276,7 +276,7 @@ class Problem:
         structure = "\n".join([repr(self.layout), self.blocks.signature(), str(self.dtype), self.mode])
         with self.session():
             found = fingerprint(self.objective, list(self.layout), self._batches, structure, self.over_ranks)
-        if not math.isclose(found.weight, self.total_weight, rel_tol=1e-5):
+        if math.isfinite(found.weight) and not math.isclose(found.weight, self.total_weight, rel_tol=1e-5):
             raise InputError(
                 f"the weights of the losses sum to {found.weight:g}, and to {self.total_weight:g} when this Problem "
                 "was made: the loss or the batches have changed, so make a new gt.Problem."
