@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from typing import Any
@@ -11,16 +9,14 @@ from typing import Any
 from geomtraj.contrast.pairing import run_name
 from geomtraj.contrast.row import LEFT_OUT
 from geomtraj.measuring.results import Results
+from geomtraj.measuring.rows import COLUMNS, rows
 from geomtraj.report.material import Material, listed
-from geomtraj.report.remarks import OK, own_statuses
 from geomtraj.report.style import number
+from geomtraj.spreadsheets import csv_text
 
 RUN_COLUMNS = "group, seed, task, lr, status, last step, iterates, last loss, training (s), products, measuring (s)"
 UNKNOWN = "–"
 OFF: tuple[Any, ...] = (None, False, 0, "", [], {})
-MEASUREMENT_COLUMNS = (
-    "group, run, seed, path, step, wall_time, loss, statistic, label, value, low, high, status, matvecs, seconds"
-)
 
 
 def runs_table(material: Material) -> list[list[str]]:
@@ -135,7 +131,8 @@ def problems(material: Material) -> list[str]:
                 at = r.manifest.get("diverged_at")
                 when = "" if at is None else f" at step {at}"
                 texts.append(f"{name} ({r.path.name}) diverged{when}: it is left out of all figures and ratios.")
-            elif status not in (None, "complete"):
+            texts += r.remarks
+            if not r.diverged and status not in (None, "complete"):
                 texts.append(f"{name} ({r.path.name}) has status “{status}”: it may have stopped early.")
     return [*texts, *_of_contrasts(material)]
 
@@ -170,31 +167,20 @@ def _of_contrasts(material: Material) -> list[str]:
 
 def measurements_csv(material: Material) -> str:
     """Every measured number of every run, one line each."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(MEASUREMENT_COLUMNS.split(", "))
-    for group, runs in material.everything.items():
-        for i, r in enumerate(runs):
-            losses, seed, path = r.losses() if "loss" in r.statistics else {}, r.meta.get("seed", ""), str(r.path)
-            for m in r.measurements:
-                said = own_statuses(m)
-                head = (group, i + 1, seed, path, m.step, m.wall_time, losses.get(m.step, ""), m.statistic)
-                cost = (m.matvecs, m.seconds)
-                writer.writerows(
-                    [
-                        (*head, label, q.value, q.low, q.high, said.get(label, OK) if said else m.status, *cost)
-                        for label, q in m.quantities.items()
-                    ]
-                    or [(*head, "", "", "", "", m.status, *cost)]
-                )
-    return text.getvalue()
+    return csv_text(
+        ("group", "run", *COLUMNS),
+        (
+            (group, i + 1, *row)
+            for group, runs in material.everything.items()
+            for i, r in enumerate(runs)
+            for row in rows(r)
+        ),
+    )
 
 
 def runs_csv(material: Material) -> str:
     """The table of runs as CSV."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([RUN_COLUMNS.split(", "), *runs_table(material)])
-    return text.getvalue()
+    return csv_text(RUN_COLUMNS.split(", "), runs_table(material))
 
 
 def _cell(value: Any) -> str:
