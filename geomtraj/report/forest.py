@@ -45,8 +45,9 @@ def draw(material: Material) -> Drawing | LeftOut:
     axes[0].set_yticks(np.arange(len(shown)), [_name(name, kinds, several) for name in shown])
     axes[0].set_ylim(len(shown) - 0.4, -0.6)
     entries = _entries(comparisons, material.looks)
+    absent = _absent([row for row in rows if row.label not in material.explained], kept, named)
     legend(figure, entries, loc="outside upper left", ncols=min(4, len(comparisons)))
-    return Drawing("contrast", TITLE, _caption(rows, comparisons, several, _absent(rows, kept, named)), figure)
+    return Drawing("contrast", TITLE, _caption(rows, comparisons, several, absent), figure)
 
 
 def draw_table(ax: Axes, table: Table) -> None:

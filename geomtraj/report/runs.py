@@ -143,7 +143,7 @@ def _of_contrasts(material: Material) -> list[str]:
     for (statistic, at), table in material.tables.items():
         unusual: dict[tuple[str, bool], list[str]] = {}
         for row in table.overall():
-            if row.left_out:
+            if row.left_out and not (statistic == "r_med" and row.label in material.explained):
                 unusual.setdefault((f"{row.numerator} / {row.denominator}", not row.n), []).append(row.label)
         for text in [
             *(note for note in table.notes if "training diverged" not in note),
