@@ -8,9 +8,9 @@ import re
 
 from geomtraj.contrast import Row, Table
 from geomtraj.contrast.kinds import Kind
+from geomtraj.contrast.naming import UNKNOWN
 from geomtraj.report import remarks, runs, summary
 from geomtraj.report.material import Drawing, Material
-from geomtraj.report.runs import UNKNOWN
 from geomtraj.report.style import number
 from geomtraj.report.template import render
 

@@ -6,6 +6,7 @@ import json
 import math
 from typing import Any
 
+from geomtraj.contrast.naming import UNKNOWN, Optimizer, optimizer_of
 from geomtraj.contrast.pairing import run_name
 from geomtraj.contrast.row import LEFT_OUT
 from geomtraj.measuring.results import Results
@@ -15,8 +16,6 @@ from geomtraj.report.style import number
 from geomtraj.spreadsheets import csv_text
 
 RUN_COLUMNS = "group, seed, task, lr, status, last step, iterates, last loss, training (s), products, measuring (s)"
-UNKNOWN = "–"
-OFF: tuple[Any, ...] = (None, False, 0, "", [], {})
 
 
 def runs_table(material: Material) -> list[list[str]]:
@@ -50,27 +49,13 @@ def groups_table(material: Material) -> list[list[str]]:
     """One row per group and optimizer in it: class, rates and settings as the manifests tell, runs and seeds."""
     rows = []
     for group, runs in material.everything.items():
-        alike: dict[tuple[str, str, str], list[Results]] = {}
+        alike: dict[Optimizer, list[Results]] = {}
         for r in runs:
-            alike.setdefault(_optimizer(r), []).append(r)
-        for (name, rate, settings), same in alike.items():
+            alike.setdefault(optimizer_of(r), []).append(r)
+        for o, same in alike.items():
             seeds = [r.meta.get("seed") for r in same]
-            rows.append([group, name, rate, settings, str(len(same)), ", ".join(_cell(x) for x in seeds)])
+            rows.append([group, o.name, o.rate, o.settings, str(len(same)), ", ".join(_cell(x) for x in seeds)])
     return rows
-
-
-def _optimizer(r: Results) -> tuple[str, str, str]:
-    """Class, learning rate and other settings of a run's optimizers, those that are switched off left out."""
-    stored = r.manifest.get("optimizers") or r.manifest.get("optimizer") or {}
-    each = [o for o in (stored if isinstance(stored, list) else [stored]) if isinstance(o, dict)]
-    groups = [g for o in each for g in o.get("groups") or [] if isinstance(g, dict)]
-    name = " + ".join(str(o.get("class")) for o in each if o.get("class")) or _cell(r.meta.get("optimizer"))
-    rates = list(dict.fromkeys(_cell(g["lr"]) for g in groups if "lr" in g)) or [_cell(r.meta.get("lr"))]
-    keys = dict.fromkeys(k for g in groups for k, v in g.items() if k not in ("lr", "initial_lr") and v not in OFF)
-    settings = [
-        f"{k} {' / '.join(dict.fromkeys(str(g[k]) for g in groups if k in g and g[k] not in OFF))}" for k in keys
-    ]
-    return name, " / ".join(rates), ", ".join(settings) or UNKNOWN
 
 
 def cost(material: Material) -> str:
