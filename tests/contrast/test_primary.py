@@ -5,9 +5,11 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 from synthetic import groups, results_of
 
+import geomtraj as gt
 from geomtraj.contrast import contrast
 from geomtraj.contrast.matrices import choose, is_embedding
 from geomtraj.contrast.primary import ABOVE, BELOW, UNDECIDED
@@ -320,3 +322,19 @@ def test_coverage_of_the_answer_with_noisy_values_of_unlike_quality():
         row = contrast(data, at="step").primary
         held.append(row.low <= math.exp(true) <= row.high)
     assert 0.91 <= np.mean(held) <= 0.995
+
+
+def test_measuring_stores_what_the_blocks_are(tmp_path):
+    """From the model to the choice: an embedding and biases by what the model's modules are, not by their names."""
+    model = torch.nn.Sequential(torch.nn.Embedding(5, 4), torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 3))
+    tokens, labels = torch.arange(5), torch.arange(5) % 3
+    problem = gt.Problem(
+        model, lambda m, b: torch.nn.functional.cross_entropy(m(b[0]), b[1], reduction="none"), [(tokens, labels)]
+    )
+    with gt.Recorder(tmp_path / "run", model, torch.optim.SGD(model.parameters(), 0.1)):
+        pass
+    results = gt.measure(tmp_path / "run", problem, ["r_med"], settings={"r_med": {"method": "exact"}}, progress=False)
+    choice = choose([results], results.labels("r_med"))
+    assert choice.labels == ("1.weight", "3.weight")
+    assert choice.others == {"embeddings": ("0.weight",), "fewer than two dimensions": ("1.bias", "3.bias")}
+    assert results.of("r_med")[0].details["3.weight"]["shape"] == [3, 6]
