@@ -337,4 +337,4 @@ def test_measuring_stores_what_the_blocks_are(tmp_path):
     choice = choose([results], results.labels("r_med"))
     assert choice.labels == ("1.weight", "3.weight")
     assert choice.others == {"embeddings": ("0.weight",), "fewer than two dimensions": ("1.bias", "3.bias")}
-    assert results.of("r_med")[0].details["3.weight"]["shape"] == [3, 6]
+    assert results.of("r_med")[0].made["blocks"]["3.weight"] == ["matrix", [3, 6]]

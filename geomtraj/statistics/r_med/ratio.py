@@ -257,7 +257,7 @@ class MedianConditionRatio(Statistic):
     max_matvecs: int | None = None
 
     def measure(self, point: Point) -> Outcome:
-        """R_med with its interval; as details by label the other fields of `RMed` and the block's kind and shape."""
+        """R_med with its interval, and the other fields of `RMed` as details by label."""
         ratios, matvecs = _measured(
             point.problem,
             self.method,
@@ -268,11 +268,7 @@ class MedianConditionRatio(Statistic):
             BUDGET * self.samples if self.max_matvecs is None else self.max_matvecs,
             point.hessian,
         )
-        found = outcome_of(ratios, matvecs)
-        for label in point.problem.blocks.keys() & found.details.keys():
-            block = point.problem.blocks[label]
-            found.details[label] |= {"kind": block.kind, "shape": list(block.shape)}
-        return found
+        return outcome_of(ratios, matvecs)
 
 
 def outcome_of(ratios: dict[str, RMed], matvecs: int) -> Outcome:
