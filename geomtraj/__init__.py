@@ -10,7 +10,7 @@ from geomtraj.linalg import Eigenpairs, Estimate, SpectralDensity, Spectrum
 from geomtraj.measuring import Measurement, Results, measure
 from geomtraj.operators import GGN, Hessian, MatrixOperator, Preconditioned
 from geomtraj.problem import Problem
-from geomtraj.report import report
+from geomtraj.report import plot, report
 from geomtraj.splitting import join, split
 from geomtraj.statistics import REGISTRY as STATISTICS
 from geomtraj.statistics import RMed, Statistic, r_med
@@ -51,6 +51,7 @@ __all__ = [
     "join",
     "log_spaced",
     "measure",
+    "plot",
     "r_med",
     "report",
     "shard",

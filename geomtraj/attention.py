@@ -133,13 +133,16 @@ def arrangement(fused: Fused, values: Mapping[str, Tensor], losses: Losses) -> S
     if not whole > noise or math.isinf(whole):  # NaN too
         return "unseen"
     for split, place in _candidates(fused):
-        factors = torch.ones(fused.outputs)
-        factors[place == split.names.index("q")], factors[place == split.names.index("k")] = 2.0, 0.5
-        unnoticed = change(factors, {"q": 2.0, "k": 0.5})
-        if unnoticed <= UNNOTICED * whole:
-            noticed = change(torch.where(place == split.names.index("v"), mixed, 1.0))
-            if unnoticed <= UNNOTICED * noticed and noticed > noise:
-                return split
+        rows = {name: place == number for number, name in enumerate(split.names)}
+        doubled = torch.where(rows["q"], 2.0, torch.where(rows["k"], 0.5, 1.0))
+        unnoticed = change(doubled, {"q": 2.0, "k": 0.5})
+        if unnoticed > UNNOTICED * whole:
+            continue
+        # Rows without any effect are not noticed either: the values have one, and queries and keys of other orders.
+        must = "v" if split.names == NAMES[0, 1] else "qkv"
+        noticed = min(change(torch.where(rows[name], mixed, 1.0)) for name in must)
+        if noticed > noise and unnoticed <= UNNOTICED * noticed:
+            return split
     return None
 
 

@@ -244,12 +244,9 @@ class Blocks(Mapping[str, Block]):
         return whole_parameter(self.layout, name, kinds.pop() if len(kinds) == 1 else None)
 
     def around(self, chosen: list[Block]) -> Blocks:
-        """The layout of all parameters that some blocks have entries of, with these blocks if they fill it."""
+        """Some blocks in the layout of all parameters that they have entries of, which they need not fill."""
         layout = self.layout.subset(self.layout.ordered(name for block in chosen for name in block.parameters))
-        filled = sum(block.size for block in chosen) == layout.size
-        kinds = {name: self._whole(name).kind for name in layout}
-        wholes = [whole_parameter(layout, name, kinds[name]) for name in layout]
-        return Blocks(layout, [block.within(layout) for block in chosen] if filled else wholes)
+        return Blocks(layout, [block.within(layout) for block in chosen])
 
     def signature(self) -> str:
         """What tells these blocks from others of the same layout; empty for one block a parameter."""

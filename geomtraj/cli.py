@@ -17,6 +17,7 @@ import torch
 from geomtraj import measuring, tasks
 from geomtraj._version import __version__
 from geomtraj.contrast import contrast
+from geomtraj.contrast.naming import by_optimizer
 from geomtraj.errors import GeomtrajError, InputError
 from geomtraj.measuring import Results, measure
 from geomtraj.measuring.workers import pool
@@ -186,7 +187,8 @@ def _below(out: Path | None, run: Path, runs: tuple[Path, ...]) -> Path | None:
 def contrast_command(runs: tuple[Path, ...], statistic: str, at: str, over: tuple[str, ...], out: Path | None) -> None:
     """Compare measured runs of different optimizers, seed by seed.
 
-    Runs are grouped by their optimizer, in the order of the arguments; ratios are over the first one. The first line
+    Runs are grouped by their optimizer, and by its learning rate and settings where these differ, in the order of the
+    arguments; ratios are over the first group. The first line
     is the answer: above, below or undecided, for the mean over the weight matrices with runs as units.
     """
     table = contrast(_groups(runs), statistic=statistic, at=at, over=list(over) or None)
@@ -308,9 +310,9 @@ def _tell(results: Results) -> None:
 
 
 def _groups(runs: Iterable[Path]) -> dict[str, list[Results]]:
-    groups: dict[str, list[Results]] = {}
+    loaded = []
     for run in runs:
         results = Results.load(run)
         _tell(results)
-        groups.setdefault(str(results.meta.get("optimizer", run.name)), []).append(results)
-    return groups
+        loaded.append(results)
+    return by_optimizer(loaded)

@@ -54,7 +54,8 @@ def measured(problem):
 
 def facts(problem):
     """What must be the same on all processes exactly, and be that of one process."""
-    return {"unused": problem.unused, "fingerprint": problem.fingerprint(), "size": problem.size}
+    blocks = [(b.name, b.kind, b.indices.tolist()) for b in problem.blocks.values()]
+    return {"unused": problem.unused, "fingerprint": problem.fingerprint(), "size": problem.size, "blocks": blocks}
 
 
 def equal(rank, size, folder):
@@ -142,6 +143,7 @@ def refused(rank, size, folder):
     report["exception"] = said(make)
     broken = False
     report["params"] = said(lambda: make(params="embedding.*" if rank else None))
+    report["blocks"] = said(lambda: make(blocks=False if rank else None))
     report["one shot"] = said(lambda: shared(case, iter([1]) if rank == 0 else []))
     report["empty"] = said(lambda: shared(case, []))
     report["pickle"] = said(lambda: __import__("cloudpickle").dumps(make()))

@@ -21,6 +21,7 @@ FLOORS = [
         "slicing",
         "trees",
     },
+    {"spreadsheets"},
     {"isolation"},
     {"inputs"},
     {"objective"},

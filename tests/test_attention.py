@@ -42,6 +42,19 @@ class Conv1D(nn.Module):
         return x @ self.weight + self.bias
 
 
+class OwnBiases(nn.Module):
+    """A fused map whose queries and values have biases that are parameters of their own, as in BEiT."""
+
+    def __init__(self, outputs, inputs):
+        super().__init__()
+        self.qkv = nn.Linear(inputs, outputs, bias=False)
+        self.q_bias, self.v_bias = nn.Parameter(torch.randn(outputs // 3)), nn.Parameter(torch.randn(outputs // 3))
+        self.weight = self.qkv.weight
+
+    def forward(self, x):
+        return self.qkv(x) + torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+
+
 class Attention(nn.Module):
     def __init__(self, name, lie, attend=softmax, *, width=8, heads=4, kv=4, length=2, tell=True, conv1d=False):
         super().__init__()
@@ -104,6 +117,27 @@ def test_in_any_precision_width_and_number_of_shared_heads(lie, options):
     heads, kv, length = problem.model.sizes
     axis = 1 if options.get("conv1d") else 0
     assert [problem.blocks[f"qkv.weight[{p}]"].shape[axis] for p in "qkv"] == [heads * length, kv * length, kv * length]
+
+
+def test_biases_of_their_own_are_doubled_with_their_queries():
+    torch.manual_seed(0)
+    model = Attention("other", "parts").double()
+    model.other = OwnBiases(24, 8).double()
+    problem = gt.Problem(model, tokens_loss, [torch.randint(0, 5, (3, 6))])
+    assert [block.shape for block in problem.blocks.of_parameter("other.qkv.weight")] == [(8, 8)] * 3
+
+
+def test_rows_without_effect_are_no_queries_and_keys():
+    class First(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.query_key_value, self.num_heads = nn.Linear(8, 24), 2
+
+        def forward(self, x):
+            return self.query_key_value(x)[..., :8].softmax(-1)
+
+    problem = gt.Problem(First(), lambda m, x: m(x).square().sum(1), [torch.randn(4, 8)])
+    assert list(problem.blocks) == list(problem.layout)
 
 
 def test_what_shows_no_known_order_stays_whole_and_is_said():

@@ -78,6 +78,9 @@ def test_what_differs_between_processes_is_refused_and_the_group_goes_on(reports
     )
     for report in (zero, one):
         assert report["params"].startswith("InputError: params differs between the processes: 8 tensors with 136 ent")
+        assert report["blocks"].startswith(
+            "InputError: blocks differs between the processes: None on process 0, False on"
+        )
         assert report["empty"].startswith("InputError: batches is empty")
         assert "cannot be copied or sent to an executor" in report["pickle"]
         assert report["not a group"].startswith("InputError: group is 'world': call torch.distributed.init_process_gro")

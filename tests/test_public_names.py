@@ -1,4 +1,7 @@
 import inspect
+import subprocess
+import sys
+from operator import attrgetter
 
 import geomtraj as gt
 
@@ -19,6 +22,10 @@ SIGNATURES = {
     "measure": "trajectory, problem, statistics=('r_med', 'spectrum'), executor=None, resume=True",
     "contrast": "groups, statistic='r_med', at='loss'",
     "report": "groups, path='report.html'",
+    "plot.losses": "groups, ax=None",
+    "plot.r_med": "groups, label, against='step', ax=None",
+    "plot.contrast": "table, ax=None",
+    "plot.spectrum": "results, step=None, ax=None",
     "every": "n",
     "at": "steps",
     "log_spaced": "n, total",
@@ -36,7 +43,7 @@ def positional(function):
 
 def test_the_promised_names_take_the_promised_arguments():
     for name, promised in SIGNATURES.items():
-        assert positional(getattr(gt, name)).startswith(promised), name
+        assert positional(attrgetter(name)(gt)).startswith(promised), name
 
 
 def test_every_public_name_has_a_docstring():
@@ -44,3 +51,8 @@ def test_every_public_name_has_a_docstring():
         thing = getattr(gt, name)
         if callable(thing):
             assert inspect.getdoc(thing), name
+
+
+def test_figures_are_imported_when_they_are_drawn():
+    code = "import sys, geomtraj; print([name for name in ('matplotlib', 'pandas') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

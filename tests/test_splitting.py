@@ -76,7 +76,8 @@ def test_an_operator_of_a_part_is_the_dense_hessians_submatrix():
         vector = torch.randn(len(rows), dtype=full.dtype)
         assert torch.allclose(gt.GGN(problem).block(globs) @ vector, ggn[rows][:, rows] @ vector)
         again = part.block(chosen[0].name)
-        assert torch.equal(again.dense(), part.dense()[: chosen[0].size, : chosen[0].size])
+        own = rows[: chosen[0].size]
+        assert torch.allclose(again.dense(), full[own][:, own], rtol=1e-9, atol=1e-12)
 
 
 def test_scalars_and_empty_parameters_are_blocks():
@@ -176,9 +177,9 @@ def test_entries_are_carried_out_in_order_so_that_parts_are_split_and_joined():
     assert (rest.shape, rest.kind, rest.parameter) == ((15,), "matrix", "b, s, w")
     assert torch.equal(partition(problem), torch.arange(problem.size))
     full, entries = gt.Hessian(problem), rest.indices
-    assert torch.equal(full.block("rest").dense(), full.dense()[entries][:, entries])
+    assert torch.allclose(full.block("rest").dense(), full.dense()[entries][:, entries])
     assert full.block(["rest", "w[1][0]"]).layout.size == 19
-    assert torch.equal(full.block("w").dense(), full.dense()[:24, :24]), "a parameter is there under its name as before"
+    assert torch.allclose(full.block("w").dense(), full.dense()[:24, :24]), "a parameter is there as before"
 
 
 def test_a_mapping_leaves_the_other_fused_matrices_split_and_can_say_otherwise():

@@ -16,7 +16,7 @@ def only(results: Results, statistic: str, labels: Collection[str]) -> Results:
         replace(m, quantities={k: q for k, q in m.quantities.items() if k in labels}) if m.statistic == statistic else m
         for m in results.measurements
     ]
-    return Results(results.path, results.manifest, changed, results.log)
+    return Results(results.path, results.manifest, changed, results.log, results.remarks)
 
 
 def mean_over_blocks(results: Results, statistic: str, labels: Sequence[str], name: str) -> Results:
@@ -38,7 +38,7 @@ def mean_over_blocks(results: Results, statistic: str, labels: Sequence[str], na
         else m
         for m in results.measurements
     ]
-    return Results(results.path, results.manifest, changed, results.log)
+    return Results(results.path, results.manifest, changed, results.log, results.remarks)
 
 
 def usable_everywhere(groups: Sequence[Results], statistic: str, labels: Sequence[str]) -> list[str]:

@@ -48,7 +48,8 @@ def choose(runs: Sequence[Results], labels: Sequence[str], over: str | Sequence[
     if over is not None:
         return _given(labels, over)
     if len(blocks) < 2:
-        return Choice(tuple(blocks or labels), (blocks or labels)[0], {})
+        alone = tuple(blocks or labels)
+        return Choice(alone, alone[0] if alone else "", {})
     shapes, modules, told = shapes_of(runs), _modules(runs), _told(runs)
     if not any(label in told or label in shapes or base(label) in shapes for label in blocks):
         named = any(r.manifest.get("parameters") for r in runs)

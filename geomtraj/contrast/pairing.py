@@ -104,7 +104,7 @@ def _rise(whole: Curve, falling: Curve) -> str:
     if len(falling.steps) == len(whole.steps):
         return ""
     rest = whole.losses[len(falling.steps) :]
-    end = f" and rises to {np.nanmax(rest):.4g} by the end" if np.isfinite(rest).any() else ""
+    end = f" and up to {np.nanmax(rest):.4g} behind it" if np.isfinite(rest).any() else ""
     return f"{falling.losses[-1]:.4g} at step {falling.steps[-1]}{end}"
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from geomtraj.contrast.kinds import Kind
 from geomtraj.contrast.primary import Comparison
 from geomtraj.contrast.row import Row
+from geomtraj.spreadsheets import csv_text, dataframe
 from geomtraj.trajectory.files import write_bytes, write_json
 
+if TYPE_CHECKING:
+    import pandas
+
 PLACES = {"loss": "at equal loss", "step": "at the same step", "time": "at equal training time"}
+COLUMNS = tuple(f.name for f in fields(Row))
 MOST_PRINTED = 200
 """Rows at single places that are printed; the rest is counted."""
 
@@ -77,12 +81,22 @@ class Table:
 
     def csv_text(self) -> str:
         """The rows as CSV, one header line first."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        names = [f.name for f in fields(Row)]
-        writer.writerow(names)
-        writer.writerows([getattr(row, name) for name in names] for row in self.rows)
-        return text.getvalue()
+        return csv_text(COLUMNS, (_cells(row) for row in self.rows))
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """The rows as a pandas table, one column for each attribute of a row.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        return dataframe(COLUMNS, (_cells(row) for row in self.rows))
+
+    def to_latex(self) -> str:
+        """The primary answers and each label's row over all places as a LaTeX tabular, for the package booktabs."""
+        rows = [*(c.primary for c in self.comparisons if c.primary is not None), *self.overall()]
+        columns = r" & & ratio & 95\,\% interval & $n$ & above 1 & $p$ (Holm) \\"
+        head = ["\\begin{tabular}{llrrrrr}", "\\toprule", f"ratio of {_escaped(self.statistic)}{columns}", "\\midrule"]
+        return "\n".join([*head, *map(_latex, rows), "\\bottomrule", "\\end{tabular}", ""])
 
     def to_csv(self, path: str | Path) -> Path:
         """Writes `csv_text` to a file.
@@ -125,6 +139,36 @@ class Table:
             if len(single) > MOST_PRINTED:
                 parts.append(f"... and {len(single) - MOST_PRINTED} more rows: to_csv writes them all.")
         return "\n".join([*parts, "", self.caption, *(f"note: {n}" for n in self.notes)])
+
+
+def _cells(row: Row) -> list[Any]:
+    return [getattr(row, name) for name in COLUMNS]
+
+
+def _latex(row: Row) -> str:
+    """One line of a tabular."""
+    unknown = "--"
+    interval = unknown if math.isnan(row.low) else f"[{_number(row.low)}, {_number(row.high)}]"
+    cells = [
+        _escaped(row.label), _escaped(f"{row.numerator} / {row.denominator}"), _number(row.ratio), interval, str(row.n),
+        str(row.above), _number(row.holm_p),
+    ]  # fmt: skip
+    return " & ".join(cells) + r" \\"
+
+
+def _number(x: float) -> str:
+    if not math.isfinite(x):
+        return "--" if math.isnan(x) else r"$\infty$"
+    text = f"{x:.3g}"
+    mantissa, e, exponent = text.partition("e")
+    return rf"${mantissa}\cdot 10^{{{int(exponent)}}}$" if e else text
+
+
+def _escaped(text: str) -> str:
+    """Text with LaTeX's own signs as what they look like."""
+    signs = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    signs |= {sign: f"\\{sign}" for sign in "&%$#_{}"}
+    return "".join(signs.get(sign, sign) for sign in text)
 
 
 def _lines(rows: Sequence[Row]) -> list[str]:

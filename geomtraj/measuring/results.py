@@ -5,18 +5,23 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from geomtraj.errors import TrajectoryError, unknown_name
 from geomtraj.measuring.content import Seen, content_of, still
 from geomtraj.measuring.folder import FOLDER, counted, key_of, read_stored
 from geomtraj.measuring.record import Measurement, read_measurement
+from geomtraj.measuring.rows import COLUMNS, rows
 from geomtraj.measuring.summary import NAME, keys_of_format_1, read_summary
+from geomtraj.spreadsheets import dataframe
 from geomtraj.statistics.base import Quantity
 from geomtraj.trajectory import Trajectory
 from geomtraj.trajectory.log import read_log
 from geomtraj.trajectory.manifest import read_manifest
 from geomtraj.trajectory.store import stored_steps
+
+if TYPE_CHECKING:
+    import pandas
 
 __all__ = ["FOLDER", "Measurement", "Results", "key_of", "read_measurement"]
 
@@ -103,6 +108,14 @@ class Results:
     def losses(self) -> dict[int, float]:
         """L(theta) on the measuring batches, by step."""
         return {m.step: q.value for m, q in self.series("loss", "loss")}
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """One row for each measured number, with the columns of a report's measurements.csv that are of one run.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        return dataframe(COLUMNS, rows(self))
 
     @classmethod
     def load(cls, path: str | Path) -> Results:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import csv
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from geomtraj.report.material import Drawing, LeftOut
 from geomtraj.report.style import number, plain_style
 from geomtraj.report.summary import Answer
 from geomtraj.report.template import render
+from geomtraj.spreadsheets import csv_text
 
 
 @dataclass(frozen=True)
@@ -40,9 +39,7 @@ class Sheet:
 
     def csv(self) -> str:
         """The table as CSV, every number with all its digits."""
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([self.columns, *self.rows])
-        return text.getvalue()
+        return csv_text(self.columns, self.rows)
 
 
 def analysis_page(

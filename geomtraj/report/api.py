@@ -1,4 +1,4 @@
-"""`report`: figures, tables and one HTML page from stored results."""
+"""What `report` does: figures, tables and one HTML page from stored results."""
 
 from __future__ import annotations
 
@@ -16,31 +16,8 @@ from geomtraj.report.page import contrast_file, page
 from geomtraj.report.style import plain_style
 
 
-def report(
-    groups: Mapping[str, Sequence[Results]],
-    path: str | Path = "report.html",
-    title: str | None = None,
-    levels: int = 5,
-) -> Path:
-    """One self-contained HTML page, with its figures as PDF and SVG and its tables as CSV in folders beside it.
-
-    The page answers from the data whether the optimizers travelled through different terrain; it goes on without
-    runs that diverged and without statistics that were not measured, and says so. The same results give the same
-    bytes.
-
-    Args:
-        groups: Name of the optimizer -> the results of its runs, one per seed; the first is the one the others are
-            compared with.
-        path: The page; `figures/` and `tables/` are written into its folder, which is made if it is not there.
-        title: Heading of the page.
-        levels: How many losses to compare at.
-
-    Returns:
-        The path of the page.
-
-    Raises:
-        InputError: Groups or `levels` of another form, no measurement at all, or a path that cannot be written.
-    """
+def write_report(groups: Mapping[str, Sequence[Results]], path: str | Path, title: str | None, levels: int) -> Path:
+    """The work of `geomtraj.report.report`."""
     checked = check_groups(groups)
     if isinstance(levels, bool) or not isinstance(levels, int) or levels < 1:
         raise InputError(f"levels is {levels!r}: it must be a whole number, 1 or more.")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from geomtraj.contrast import Row, Table
 from geomtraj.report.material import ALL, Drawing, LeftOut, Material, listed
-from geomtraj.report.style import WIDTH, legend, log_axis, short
+from geomtraj.report.style import WIDTH, Look, legend, log_axis, looks, short
 
 TITLE = "R_med between optimizers, layer by layer"
 MOST = 40
@@ -37,17 +39,40 @@ def draw(material: Material) -> Drawing | LeftOut:
     figure = Figure(figsize=(WIDTH, 1.1 + height), layout="constrained")
     axes = figure.subplots(1, len(tables), sharey=True, squeeze=False)[0]
     for ax, (at, table) in zip(axes, tables.items(), strict=True):
-        _panel(ax, table, shown, comparisons, material)
+        _panel(ax, table, shown, comparisons, material.looks)
         ax.set_title({"loss": "at equal loss", "step": "at the same step"}[at])
         ax.set_xlabel("ratio of R_med (log scale)")
     axes[0].set_yticks(np.arange(len(shown)), [_name(name, kinds, several) for name in shown])
     axes[0].set_ylim(len(shown) - 0.4, -0.6)
-    entries = [
-        (f"{short(a, 28)} / {short(b, 28)}", {"color": material.looks[a].colour, "marker": "o", "ms": 5, "lw": 1.2})
+    entries = _entries(comparisons, material.looks)
+    absent = _absent([row for row in rows if row.label not in material.explained], kept, named)
+    legend(figure, entries, loc="outside upper left", ncols=min(4, len(comparisons)))
+    return Drawing("contrast", TITLE, _caption(rows, comparisons, several, absent), figure)
+
+
+def draw_table(ax: Axes, table: Table) -> None:
+    """One contrast on axes of its own."""
+    rows = table.overall()
+    known = {row.label for row in rows if row.n}
+    kinds = {kind.name: kind.labels for kind in table.kinds if known & set(kind.labels)}
+    comparisons = list(dict.fromkeys((row.numerator, row.denominator) for row in rows))
+    answered = any(c.primary is not None and c.primary.n for c in table.comparisons)
+    shown = [ANSWER] * answered + list(kinds)[:MOST] + [ALL] * (ALL in known)
+    groups = list(dict.fromkeys(name for a, b in comparisons for name in (b, a)))
+    _panel(ax, table, shown, comparisons, looks(groups))
+    several = any(len(labels) > 1 for labels in kinds.values())
+    ax.set_yticks(np.arange(len(shown)), [_name(name, kinds, several) for name in shown])
+    ax.set_ylim(len(shown) - 0.4, -0.6)
+    ax.set_xlabel(f"ratio of {table.statistic} (log scale)")
+    if len(comparisons) > 1:
+        legend(ax, _entries(comparisons, looks(groups)))
+
+
+def _entries(comparisons: list[tuple[str, str]], look: dict[str, Look]) -> list[tuple[str, dict[str, Any]]]:
+    return [
+        (f"{short(a, 28)} / {short(b, 28)}", {"color": look[a].colour, "marker": "o", "ms": 5, "lw": 1.2})
         for a, b in comparisons
     ]
-    legend(figure, entries, loc="outside upper left", ncols=min(4, len(comparisons)))
-    return Drawing("contrast", TITLE, _caption(rows, comparisons, several, _absent(rows, kept, named)), figure)
 
 
 def _name(name: str, kinds: dict[str, tuple[str, ...]], several: bool) -> str:
@@ -59,7 +84,7 @@ def _name(name: str, kinds: dict[str, tuple[str, ...]], several: bool) -> str:
     return short(name, 44 - len(count)) + count
 
 
-def _panel(ax: Axes, table: Table, shown: list[str], comparisons: list[tuple[str, str]], material: Material) -> None:
+def _panel(ax: Axes, table: Table, shown: list[str], comparisons: list[tuple[str, str]], look: dict[str, Look]) -> None:
     places = {name: i for i, name in enumerate(shown)}
     drawn = [(ANSWER, c.primary) for c in table.comparisons if c.primary is not None]
     drawn += [(k.name, k.row) for k in table.kinds]
@@ -75,7 +100,7 @@ def _panel(ax: Axes, table: Table, shown: list[str], comparisons: list[tuple[str
         for name, row in rows:
             which = comparisons.index((row.numerator, row.denominator))
             y = places[name] + 0.7 * ((which + 0.5) / len(comparisons) - 0.5)
-            colour = material.looks[row.numerator].colour
+            colour = look[row.numerator].colour
             if marker == ".":
                 ax.plot(row.ratio, y, ".", ms=5, color=colour, mew=0, alpha=0.4, zorder=2)
                 continue

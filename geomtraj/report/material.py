@@ -15,6 +15,7 @@ from geomtraj.contrast.matrices import is_matrix, shapes_of
 from geomtraj.contrast.pairing import run_name
 from geomtraj.errors import InputError
 from geomtraj.measuring.results import Results
+from geomtraj.measuring.rows import own_statuses
 from geomtraj.report.style import Look, looks
 
 ALL = "all"
@@ -77,6 +78,16 @@ class Material:
         """All labels of a statistic, in the order of their first appearance."""
         runs = [r for group in self.measured(statistic).values() for r in group]
         return list(dict.fromkeys(label for r in runs for label in r.labels(statistic)))
+
+    @cached_property
+    def explained(self) -> set[str]:
+        """Labels of R_med without a usable value anywhere whose measurements say why: the page's remarks name them."""
+        usable: set[str] = set()
+        told: set[str] = set()
+        for m in (m for runs in self.measured("r_med").values() for r in runs for m in r.of("r_med")):
+            usable |= {label for label, q in m.quantities.items() if math.isfinite(q.value) and q.value}
+            told |= own_statuses(m).keys()
+        return told - usable
 
     @cached_property
     def shapes(self) -> dict[str, Sequence[int]]:

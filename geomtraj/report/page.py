@@ -8,9 +8,9 @@ import re
 
 from geomtraj.contrast import Row, Table
 from geomtraj.contrast.kinds import Kind
+from geomtraj.contrast.naming import UNKNOWN
 from geomtraj.report import remarks, runs, summary
 from geomtraj.report.material import Drawing, Material
-from geomtraj.report.runs import UNKNOWN
 from geomtraj.report.style import number
 from geomtraj.report.template import render
 
@@ -79,6 +79,8 @@ def _tables(material: Material) -> list[tuple[str, list[tuple[Row, Row | None]]]
     at_loss = _by_name(material.tables.get(("r_med", "loss")))
     found: dict[str, list] = {}
     for row in main.overall():
+        if row.label in material.explained:
+            continue
         key = (row.numerator, row.denominator, row.label)
         found.setdefault(f"{row.numerator} / {row.denominator}", []).append((at_loss.get(key), at_step.get(key)))
     return list(found.items())
@@ -106,6 +108,8 @@ def _kinds(material: Material) -> list[tuple[str, list[tuple[Kind, Row | None, R
     }
     found: dict[str, list] = {}
     for kind in main.kinds:
+        if set(kind.labels) <= material.explained:
+            continue
         key = (kind.row.numerator, kind.row.denominator, kind.name)
         rows = (at.get("loss", {}).get(key), at.get("step", {}).get(key))
         found.setdefault(f"{key[0]} / {key[1]}", []).append((kind, *(k.row if k else None for k in rows)))

@@ -31,7 +31,7 @@ def _draw(material: Material, over: str) -> Drawing | LeftOut:
         return not_measured("loss", title)
     curves = [material.curve(r, "r_med") for group in groups.values() for r in group]
     labels = [n for n in material.labels("r_med") if any(points(c, n).values.size for c in curves)]
-    nowhere = [n for n in material.labels("r_med") if n not in labels]
+    nowhere = [n for n in material.labels("r_med") if n not in labels and n not in material.explained]
     if not labels:
         return LeftOut(f"The figure “{title}” is left out: R_med is infinite or missing at every iterate.")
     shown, omitted = choose(material, labels)

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from geomtraj.measuring.results import Measurement
+from geomtraj.measuring.rows import OK, own_statuses
 from geomtraj.report.material import Material, listed
 
-OK = "ok"
 NUMBER = re.compile(r"[-+−]?\d[\d.,]*(?:e[-+]?\d+)?")
 
 
@@ -79,15 +79,6 @@ def said(m: Measurement) -> list[tuple[str, str]]:
         return []
     own = [(label, text) for label, text in own_statuses(m).items() if text != OK and not text.startswith(f"{OK};")]
     return own or [("", m.status)]
-
-
-def own_statuses(m: Measurement) -> dict[str, str]:
-    """Block -> its own status, where the measurement's details hold one."""
-    return {
-        label: details["status"]
-        for label, details in m.details.items()
-        if label in m.quantities and isinstance(details, dict) and isinstance(details.get("status"), str)
-    }
 
 
 def _measurements(material: Material) -> Iterator[tuple[str, str, Measurement]]:

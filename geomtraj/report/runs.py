@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from typing import Any
 
+from geomtraj.contrast.naming import UNKNOWN, Optimizer, optimizer_of
 from geomtraj.contrast.pairing import run_name
 from geomtraj.contrast.row import LEFT_OUT
 from geomtraj.measuring.results import Results
+from geomtraj.measuring.rows import COLUMNS, rows
 from geomtraj.report.material import Material, listed
-from geomtraj.report.remarks import OK, own_statuses
 from geomtraj.report.style import number
+from geomtraj.spreadsheets import csv_text
 
 RUN_COLUMNS = "group, seed, task, lr, status, last step, iterates, last loss, training (s), products, measuring (s)"
-UNKNOWN = "–"
-OFF: tuple[Any, ...] = (None, False, 0, "", [], {})
-MEASUREMENT_COLUMNS = (
-    "group, run, seed, path, step, wall_time, loss, statistic, label, value, low, high, status, matvecs, seconds"
-)
 
 
 def runs_table(material: Material) -> list[list[str]]:
@@ -54,27 +49,13 @@ def groups_table(material: Material) -> list[list[str]]:
     """One row per group and optimizer in it: class, rates and settings as the manifests tell, runs and seeds."""
     rows = []
     for group, runs in material.everything.items():
-        alike: dict[tuple[str, str, str], list[Results]] = {}
+        alike: dict[Optimizer, list[Results]] = {}
         for r in runs:
-            alike.setdefault(_optimizer(r), []).append(r)
-        for (name, rate, settings), same in alike.items():
+            alike.setdefault(optimizer_of(r), []).append(r)
+        for o, same in alike.items():
             seeds = [r.meta.get("seed") for r in same]
-            rows.append([group, name, rate, settings, str(len(same)), ", ".join(_cell(x) for x in seeds)])
+            rows.append([group, o.name, o.rate, o.settings, str(len(same)), ", ".join(_cell(x) for x in seeds)])
     return rows
-
-
-def _optimizer(r: Results) -> tuple[str, str, str]:
-    """Class, learning rate and other settings of a run's optimizers, those that are switched off left out."""
-    stored = r.manifest.get("optimizers") or r.manifest.get("optimizer") or {}
-    each = [o for o in (stored if isinstance(stored, list) else [stored]) if isinstance(o, dict)]
-    groups = [g for o in each for g in o.get("groups") or [] if isinstance(g, dict)]
-    name = " + ".join(str(o.get("class")) for o in each if o.get("class")) or _cell(r.meta.get("optimizer"))
-    rates = list(dict.fromkeys(_cell(g["lr"]) for g in groups if "lr" in g)) or [_cell(r.meta.get("lr"))]
-    keys = dict.fromkeys(k for g in groups for k, v in g.items() if k not in ("lr", "initial_lr") and v not in OFF)
-    settings = [
-        f"{k} {' / '.join(dict.fromkeys(str(g[k]) for g in groups if k in g and g[k] not in OFF))}" for k in keys
-    ]
-    return name, " / ".join(rates), ", ".join(settings) or UNKNOWN
 
 
 def cost(material: Material) -> str:
@@ -135,7 +116,8 @@ def problems(material: Material) -> list[str]:
                 at = r.manifest.get("diverged_at")
                 when = "" if at is None else f" at step {at}"
                 texts.append(f"{name} ({r.path.name}) diverged{when}: it is left out of all figures and ratios.")
-            elif status not in (None, "complete"):
+            texts += r.remarks
+            if not r.diverged and status not in (None, "complete"):
                 texts.append(f"{name} ({r.path.name}) has status “{status}”: it may have stopped early.")
     return [*texts, *_of_contrasts(material)]
 
@@ -146,7 +128,7 @@ def _of_contrasts(material: Material) -> list[str]:
     for (statistic, at), table in material.tables.items():
         unusual: dict[tuple[str, bool], list[str]] = {}
         for row in table.overall():
-            if row.left_out:
+            if row.left_out and not (statistic == "r_med" and row.label in material.explained):
                 unusual.setdefault((f"{row.numerator} / {row.denominator}", not row.n), []).append(row.label)
         for text in [
             *(note for note in table.notes if "training diverged" not in note),
@@ -170,31 +152,20 @@ def _of_contrasts(material: Material) -> list[str]:
 
 def measurements_csv(material: Material) -> str:
     """Every measured number of every run, one line each."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(MEASUREMENT_COLUMNS.split(", "))
-    for group, runs in material.everything.items():
-        for i, r in enumerate(runs):
-            losses, seed, path = r.losses() if "loss" in r.statistics else {}, r.meta.get("seed", ""), str(r.path)
-            for m in r.measurements:
-                said = own_statuses(m)
-                head = (group, i + 1, seed, path, m.step, m.wall_time, losses.get(m.step, ""), m.statistic)
-                cost = (m.matvecs, m.seconds)
-                writer.writerows(
-                    [
-                        (*head, label, q.value, q.low, q.high, said.get(label, OK) if said else m.status, *cost)
-                        for label, q in m.quantities.items()
-                    ]
-                    or [(*head, "", "", "", "", m.status, *cost)]
-                )
-    return text.getvalue()
+    return csv_text(
+        ("group", "run", *COLUMNS),
+        (
+            (group, i + 1, *row)
+            for group, runs in material.everything.items()
+            for i, r in enumerate(runs)
+            for row in rows(r)
+        ),
+    )
 
 
 def runs_csv(material: Material) -> str:
     """The table of runs as CSV."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([RUN_COLUMNS.split(", "), *runs_table(material)])
-    return text.getvalue()
+    return csv_text(RUN_COLUMNS.split(", "), runs_table(material))
 
 
 def _cell(value: Any) -> str:

@@ -5,9 +5,11 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 from synthetic import groups, results_of
 
+import geomtraj as gt
 from geomtraj.contrast import contrast
 from geomtraj.contrast.matrices import choose, is_embedding
 from geomtraj.contrast.primary import ABOVE, BELOW, UNDECIDED
@@ -192,7 +194,7 @@ def test_overfitting_runs_are_paired_on_their_way_down():
     table = contrast({"a": runs(1.0, 1e-6), "b": runs(2.0, 1e6)})
     assert all(r.ratio == pytest.approx(2.0) for r in table)
     (note,) = [n for n in table.notes if "lowest" in n]
-    assert "in 4 of 4 runs" in note and "a seed 0 1 at step 10 and rises to 3.5 by the end" in note
+    assert "in 4 of 4 runs" in note and "a seed 0 1 at step 10 and up to 3.5 behind it" in note
     at_step = contrast({"a": runs(1.0, 1e-6), "b": runs(2.0, 1e6)}, at="step")
     assert at_step.primary.ratio > 100 and not any("lowest" in n for n in at_step.notes)
 
@@ -320,3 +322,19 @@ def test_coverage_of_the_answer_with_noisy_values_of_unlike_quality():
         row = contrast(data, at="step").primary
         held.append(row.low <= math.exp(true) <= row.high)
     assert 0.91 <= np.mean(held) <= 0.995
+
+
+def test_measuring_stores_what_the_blocks_are(tmp_path):
+    """From the model to the choice: an embedding and biases by what the model's modules are, not by their names."""
+    model = torch.nn.Sequential(torch.nn.Embedding(5, 4), torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 3))
+    tokens, labels = torch.arange(5), torch.arange(5) % 3
+    problem = gt.Problem(
+        model, lambda m, b: torch.nn.functional.cross_entropy(m(b[0]), b[1], reduction="none"), [(tokens, labels)]
+    )
+    with gt.Recorder(tmp_path / "run", model, torch.optim.SGD(model.parameters(), 0.1)):
+        pass
+    results = gt.measure(tmp_path / "run", problem, ["r_med"], settings={"r_med": {"method": "exact"}}, progress=False)
+    choice = choose([results], results.labels("r_med"))
+    assert choice.labels == ("1.weight", "3.weight")
+    assert choice.others == {"embeddings": ("0.weight",), "fewer than two dimensions": ("1.bias", "3.bias")}
+    assert results.of("r_med")[0].made["blocks"]["3.weight"] == ["matrix", [3, 6]]

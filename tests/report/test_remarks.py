@@ -43,21 +43,3 @@ def test_the_csv_holds_each_blocks_own_remark():
     rows = {(r["label"], r["step"]): r["status"] for r in csv.DictReader(text.splitlines())}
     assert rows["w", "0"].startswith("ok") and rows["w", "2"] == "the interval is 12 % wide"
     assert rows["key.bias", "1"].startswith("zero to rounding") and rows["loss", "1"] == "ok"
-
-
-def test_groups_are_named_by_the_manifests_optimizers():
-    a, b, c = (results_of([0, 1], [2.0, 1.0], {"w": [1.0, 2.0]}, seed=s, optimizer="mine", lr=0.5) for s in range(3))
-    a.manifest["optimizer"] = {
-        "class": "AdamW",
-        "groups": [{"lr": 1e-3, "betas": [0.9, 0.99], "amsgrad": False, "weight_decay": 0.1}, {"lr": 1e-4}],
-    }
-    b.manifest["optimizer"] = [
-        {"class": "Muon", "groups": [{"lr": 0.02}]},
-        {"class": "AdamW", "groups": [{"lr": 0.02}]},
-    ]
-    rows = runs.groups_table(gather({"g": [a, b, c]}, 2))
-    assert rows == [
-        ["g", "AdamW", "0.001 / 10⁻⁴", "betas [0.9, 0.99], weight_decay 0.1", "1", "0"],
-        ["g", "Muon + AdamW", "0.02", "–", "1", "1"],
-        ["g", "mine", "0.5", "–", "1", "2"],
-    ]

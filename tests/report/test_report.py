@@ -7,9 +7,11 @@ import re
 import pytest
 from synthetic import groups, results_of, run
 
+from geomtraj.contrast import contrast
 from geomtraj.errors import InputError
 from geomtraj.measuring.results import Results
 from geomtraj.report import api, report
+from geomtraj.statistics.base import Quantity
 
 FIGURES = {"contrast", "losses", "r_med_loss", "r_med_step", "densities", "eigenvalues", "trace"}
 SMALL = {"layers": 0, "steps": [0, 5, 10, 20, 40]}
@@ -174,3 +176,19 @@ def test_a_path_that_cannot_be_written(tmp_path):
     with pytest.raises(InputError, match=r"cannot be written .*choose another path"):
         report(GOOD, tmp_path / "file" / "report.html")
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_block_that_is_zero_to_rounding_is_named_once(tmp_path, monkeypatch):
+    figures = tuple(f for f in api.FIGURES if f.__module__.endswith(("forest", "r_med_curves")))
+    monkeypatch.setattr(api, "FIGURES", figures)
+    data = groups(seeds=2, **SMALL, statistics=("loss", "r_med"))
+    for r in (r for runs in data.values() for r in runs):
+        for m in r.of("r_med"):
+            m.quantities["key.bias"] = Quantity(math.nan, math.nan, math.nan)
+            m.details["key.bias"] = {"status": "zero to rounding beside the other blocks"}
+            object.__setattr__(m, "status", "key.bias: zero to rounding beside the other blocks")
+    path = report(data, tmp_path / "report.html")
+    page = Page(path)
+    assert page.text.count("key.bias") == page.text.count("zero to rounding") == 1
+    assert "20 of 20" in page.text and contrast(data).primary == contrast(groups(seeds=2, **SMALL)).primary
+    assert "key.bias" not in "".join(f.read_text() for f in tmp_path.glob("figures/*.svg"))
