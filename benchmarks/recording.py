@@ -1,8 +1,8 @@
 """Writing and reading one iterate against torch.save, safetensors and torch.distributed.checkpoint, and what it costs.
 
-Parameters and Adam's state, on the same disk, each with fsync: seconds, processor seconds, bytes, and the growth of the
-process's memory, each measured in a process of its own that is forked with the tensors in it. Then training with and
-without a Recorder, in turns.
+Parameters and Adam's state, on the same disk, each with fsync: seconds, processor seconds and bytes, in turns, and the
+growth of the process's memory, each in a process of its own that is forked with the tensors in it. Then training with
+and without a Recorder, in turns.
 
     python benchmarks/recording.py --out benchmarks/results/recording.json
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import resource
 import shutil
@@ -101,10 +102,11 @@ def in_background(folder: Path, one: dict[str, Any]) -> None:
     store.write_iterate(folder, 0, copied(one))
 
 
+_DCP = "torch.distributed.checkpoint"
 WRITERS: dict[str, Callable[[Path, dict[str, Any]], None]] = {
     "torch.save": by_torch,
     "safetensors": by_safetensors,
-    "torch.distributed.checkpoint": by_dcp,
+    _DCP: by_dcp,
     "geomtraj": by_geomtraj,
     "geomtraj, background": in_background,
     "geomtraj, compressed": partial(by_geomtraj, compress=True),
@@ -118,24 +120,31 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
 }
 
 
-def measured(act: Callable[[], Any]) -> dict[str, float]:
-    """Seconds, processor seconds and MiB of memory that something takes, in a forked process."""
+def timed(act: Callable[[], Any]) -> dict[str, float]:
+    """Seconds and processor seconds that something takes."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    held = act()
+    row = {"seconds": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+    del held
+    return row
+
+
+def peak(act: Callable[[], Any]) -> float:
+    """Bytes by which a forked process grows at most while it does something."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         before = psutil.Process().memory_info().rss
-        wall, cpu = time.perf_counter(), time.process_time()
         held = act()
-        row = {"seconds": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
-        row["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before / 2**20
-        os.write(writer, json.dumps(row).encode())
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+        os.write(writer, str(grown).encode())
         del held
         os._exit(0)
     os.close(writer)
     with os.fdopen(reader) as pipe:
-        row = json.loads(pipe.read())
+        grown = float(pipe.read())
     os.waitpid(pid, 0)
-    return row
+    return grown
 
 
 def medians(rows: list[dict[str, float]]) -> dict[str, float]:
@@ -155,25 +164,31 @@ def files(sizes: list[int], rounds: int, place: Path) -> dict[str, Any]:
     folders = {name: place / str(i) for i, name in enumerate(WRITERS)}
     written: dict[str, list[dict[str, float]]] = {name: [] for name in WRITERS}
     read: dict[str, list[dict[str, float]]] = {name: [] for name in READERS}
-    for _ in range(rounds):
+    for number in range(rounds):
         for name, write in WRITERS.items():
+            if number and name.endswith("compressed"):
+                continue
             shutil.rmtree(folders[name], ignore_errors=True)
             folders[name].mkdir(parents=True)
-            written[name].append(measured(partial(write, folders[name], one)))
+            written[name].append(timed(partial(write, folders[name], one)))
         for name, (source, load) in READERS.items():
-            read[name].append(measured(partial(load, folders[source])))
+            read[name].append(timed(partial(load, folders[source])))
+    peaks = {name: peak(partial(write, folders[name], one)) for name, write in WRITERS.items() if name != _DCP}
+    peaks[_DCP] = math.nan  # it starts threads, which a forked process must not
     found: dict[str, Any] = {"data_mib": data / 2**20, "write": {}, "read": {}}
     for name, rows in written.items():
         size = sum(f.stat().st_size for f in folders[name].rglob("*") if f.is_file())
-        paired = [row["seconds"] / base["seconds"] for row, base in zip(rows, written["torch.save"], strict=True)]
+        paired = [row["seconds"] / base["seconds"] for row, base in zip(rows, written["torch.save"], strict=False)]
         found["write"][name] = medians(rows) | {
             "bytes_over_data": size / data,
-            "peak_over_data": medians(rows)["peak_mib"] * 2**20 / data,
+            "peak_mib": peaks[name] / 2**20,
+            "peak_over_data": peaks[name] / data,
             "over_torch_save": statistics.median(paired),
         }
-    shutil.rmtree(place)
     for name, rows in read.items():
-        found["read"][name] = medians(rows) | {"peak_over_data": medians(rows)["peak_mib"] * 2**20 / data}
+        grown = peak(partial(READERS[name][1], folders[READERS[name][0]]))
+        found["read"][name] = medians(rows) | {"peak_mib": grown / 2**20, "peak_over_data": grown / data}
+    shutil.rmtree(place)
     return found
 
 
