@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import record, small
+from attack_helpers import record, small
 
 from geomtraj.errors import TrajectoryError
 from geomtraj.trajectory import Recorder, Trajectory, container, store
