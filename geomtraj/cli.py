@@ -14,12 +14,13 @@ from typing import Any
 import click
 import torch
 
-from geomtraj import measuring, tasks
+from geomtraj import tasks
 from geomtraj._version import __version__
 from geomtraj.contrast import contrast
 from geomtraj.contrast.naming import by_optimizer
 from geomtraj.errors import GeomtrajError, InputError
 from geomtraj.measuring import Results, measure
+from geomtraj.measuring.folder import read_stored
 from geomtraj.measuring.workers import pool
 from geomtraj.problem import Problem
 from geomtraj.report import report
@@ -239,7 +240,7 @@ def sweep_command(
 @RUNS
 def verify_command(runs: tuple[Path, ...]) -> None:
     """Read every file of runs and list what is damaged; exit status 1 where something is."""
-    checks = [verify(run, getattr(measuring, "check_results", None)) for run in runs]
+    checks = [verify(run, _damaged_results) for run in runs]
     click.echo("\n".join(map(str, checks)))
     if not all(check.whole for check in checks):
         sys.exit(1)
@@ -277,6 +278,14 @@ def _task(name: str, options: Iterable[str], text: Path | None, device: str) -> 
     if text is not None:
         given["text"] = str(text.resolve())
     return tasks.make(name, **given)
+
+
+def _damaged_results(run: Path) -> list[tuple[str, str]]:
+    """The stored results of a run that measuring passes over, each with the reason."""
+    stored = read_stored(run)
+    damaged = [(f"results/{file}", "its checksum does not hold") for file in stored.damaged]
+    other = "it holds another step, statistic, setting or problem than its name says"
+    return damaged + [(f"results/{file}", other) for file in stored.misnamed]
 
 
 def _pairs(pairs: Iterable[str], flag: str) -> dict[str, Any]:

@@ -29,6 +29,10 @@ def encode(value: Any, put: Callable[[Tensor, str], Any], path: str) -> Any:
     """
     if value is None or isinstance(value, (bool, str)):
         return value
+    if isinstance(value, Tensor):
+        return _tensor(value, put, path)
+    if isinstance(value, dict):
+        return _mapping(value, put, path)
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, numbers.Integral):
@@ -38,27 +42,33 @@ def encode(value: Any, put: Callable[[Tensor, str], Any], path: str) -> Any:
         return number if math.isfinite(number) else {"float": repr(number)}
     if isinstance(value, numbers.Complex):
         return {"complex": [encode(value.real, put, path), encode(value.imag, put, path)]}
-    if isinstance(value, Tensor):
-        if value.layout != torch.strided or value.is_quantized:
-            raise InputError(f"{path} is a sparse or quantized tensor, which cannot be stored: make it dense.")
-        return put(value.detach(), path)
     if isinstance(value, np.ndarray) and value.dtype != object:
         return {"ndarray": put(torch.as_tensor(value), path)}
     if isinstance(value, (list, tuple)):
         items = [encode(item, put, f"{path}/{i}") for i, item in enumerate(value)]
         return items if isinstance(value, list) else {"tuple": items}
     if isinstance(value, Mapping):
-        pairs = []
-        for key, item in value.items():
-            here = f"{path}/{quote(str(key), safe='')}"
-            if not isinstance(key, (str, int, float, bool, tuple, type(None))):
-                raise InputError(f"{path} has a {type(key).__name__} as key, which cannot be stored: use strings.")
-            pairs.append([encode(key, put, here), encode(item, put, here)])
-        return {"dict": pairs}
+        return _mapping(value, put, path)
     raise InputError(
         f"{path} holds a {type(value).__name__}, which cannot be stored: keep tensors, numbers, strings, "
         "lists and dicts there."
     )
+
+
+def _tensor(value: Tensor, put: Callable[[Tensor, str], Any], path: str) -> Any:
+    if value.layout != torch.strided or value.is_quantized:
+        raise InputError(f"{path} is a sparse or quantized tensor, which cannot be stored: make it dense.")
+    return put(value.detach(), path)
+
+
+def _mapping(value: Mapping[Any, Any], put: Callable[[Tensor, str], Any], path: str) -> dict[str, Any]:
+    pairs = []
+    for key, item in value.items():
+        if not isinstance(key, (str, int, float, bool, tuple, type(None))):
+            raise InputError(f"{path} has a {type(key).__name__} as key, which cannot be stored: use strings.")
+        here = f"{path}/{key if isinstance(key, int) else quote(str(key), safe='')}"
+        pairs.append([key if isinstance(key, str) else encode(key, put, here), encode(item, put, here)])
+    return {"dict": pairs}
 
 
 def decode(tree: Any, get: Callable[[Any], Tensor]) -> Any:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,8 @@ PIECE = 2**22
 DEFLATE_RATIO = 1032
 """How many times smaller deflate makes anything at most."""
 
+_LARGE = 2**28
+
 _NATIVE = {
     torch.float16, torch.float32, torch.float64, torch.complex64, torch.complex128, torch.bool,
     torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
@@ -28,9 +30,15 @@ _NATIVE = {
 _BITS = {torch.bfloat16: np.dtype(np.uint16)}
 
 
+@cache
 def type_name(dtype: torch.dtype) -> str:
     """The name of a tensor's type: "float32"."""
     return str(dtype).removeprefix("torch.")
+
+
+@cache
+def _dtype_named(name: str) -> object:
+    return getattr(torch, name, None) if name.isidentifier() else None
 
 
 def dtype_of(name: object) -> torch.dtype:
@@ -39,12 +47,13 @@ def dtype_of(name: object) -> torch.dtype:
     Raises:
         ValueError: There is none.
     """
-    dtype = getattr(torch, name, None) if isinstance(name, str) and name.isidentifier() else None
+    dtype = _dtype_named(name) if isinstance(name, str) else None
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"the unknown number type {name!r}")
     return dtype
 
 
+@cache
 def element(dtype: torch.dtype) -> np.dtype:
     """The NumPy type whose elements hold the bits: its own, uint16 for bfloat16, else bytes."""
     if dtype in _NATIVE:
@@ -59,7 +68,10 @@ def length(shape: Sequence[int], dtype: torch.dtype) -> int:
 
 def array_of(tensor: Tensor) -> np.ndarray:
     """The bits of a tensor in a flat array; a view where the tensor is contiguous and on the CPU."""
-    flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
+    flat = tensor.detach()
+    if flat.is_conj() or flat.is_neg():
+        flat = flat.resolve_conj().resolve_neg()
+    flat = flat.cpu().contiguous().reshape(-1)
     if flat.dtype in _NATIVE:
         return flat.numpy()
     return flat.view(torch.uint8).numpy().view(element(flat.dtype))
@@ -67,6 +79,9 @@ def array_of(tensor: Tensor) -> np.ndarray:
 
 def pieces(tensor: Tensor, dtype: torch.dtype) -> Iterator[np.ndarray]:
     """The bits of a tensor as another type, in flat arrays of a few MiB, so that no second copy stands in memory."""
+    if tensor.dtype == dtype and tensor.nbytes <= PIECE:
+        yield array_of(tensor)
+        return
     flat = tensor.detach()
     flat = flat.reshape(-1) if flat.is_contiguous() else flat.contiguous().reshape(-1)
     step = max(PIECE // max(flat.element_size(), dtype.itemsize), 1)
@@ -75,7 +90,7 @@ def pieces(tensor: Tensor, dtype: torch.dtype) -> Iterator[np.ndarray]:
         yield array_of(part if part.dtype == dtype else part.to(dtype))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One tensor in the table.
 
@@ -84,23 +99,23 @@ class Row:
         dtype: Its type.
         shape: Its shape.
         offset: Its first element among those of its type.
-        sha: The first 32 hexadecimal digits of the SHA-256 of its bytes.
+        crc: CRC-32 of its bytes.
     """
 
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
     offset: int
-    sha: str = ""
+    crc: int = 0
 
     @property
     def stop(self) -> int:
         """The element after its last one."""
         return self.offset + length(self.shape, self.dtype)
 
-    def to_json(self) -> list[Any]:
-        """The row as JSON has it."""
-        return [self.name, type_name(self.dtype), list(self.shape), self.offset, self.sha]
+    def to_json(self, crc: int) -> list[Any]:
+        """The row as JSON has it, with the checksum that is known by then."""
+        return [self.name, type_name(self.dtype), self.shape, self.offset, crc]
 
     @classmethod
     def from_json(cls, row: Any) -> Row:
@@ -111,12 +126,12 @@ class Row:
         """
         if not isinstance(row, list) or len(row) != 5:
             raise ValueError("a row of the table that has not five entries")
-        name, dtype, shape, offset, sha = row
-        if not isinstance(name, str) or not isinstance(sha, str):
+        name, dtype, shape, offset, crc = row
+        if not isinstance(name, str) or not _whole(crc):
             raise ValueError("a row of the table without name or checksum")
         if not isinstance(shape, list) or len(shape) > 64 or not all(map(_whole, [*shape, offset])):
             raise ValueError(f"the shape or offset of {name[:80]}")
-        return cls(name, dtype_of(dtype), tuple(shape), offset, sha)
+        return cls(name, dtype_of(dtype), tuple(shape), offset, crc)
 
 
 @dataclass(frozen=True)
@@ -244,27 +259,28 @@ def read_tensor(row: Row, reader: Reader) -> Tensor:
         ValueError: The bytes are not those that were written.
         OSError: The disk does not give them.
     """
-    if math.prod(row.shape) * row.dtype.itemsize > psutil.virtual_memory().total:
+    size = math.prod(row.shape) * row.dtype.itemsize
+    if size > _LARGE and size > psutil.virtual_memory().total:
         raise MemoryError(f"{row.name[:200]} of shape {row.shape} is larger than this machine's memory")
     try:
         tensor = torch.empty(row.shape, dtype=row.dtype)
     except RuntimeError as error:  # torch's word for memory that does not suffice
         raise MemoryError(f"{row.name[:200]} of shape {row.shape} does not fit into memory") from error
-    digest = hashlib.sha256()
+    crc = 0
     if tensor.numel():
         target = tensor.reshape(-1).view(torch.uint8).numpy().data
         item = element(row.dtype).itemsize
         for start in range(0, len(target), PIECE):
             part = target[start : start + PIECE]
             reader.into(part, row.offset + start // item)
-            digest.update(part)
-    if digest.hexdigest()[:32] != row.sha:
+            crc = zlib.crc32(part, crc)
+    if crc != row.crc:
         raise ValueError(f"the numbers of {row.name[:200]}, whose checksum does not hold")
     return tensor
 
 
 class Buffered:
-    """Gathers small arrays, so that thousands of tensors cost few writes.
+    """Gathers small arrays in one of a MiB, so that thousands of tensors cost few writes.
 
     Args:
         write: Writes an array of elements at an element's position.
@@ -272,27 +288,26 @@ class Buffered:
     """
 
     def __init__(self, write: Callable[[np.ndarray, int], None], dtype: np.dtype):
-        self._write, self._waiting, self._size, self._at = write, list[np.ndarray](), 0, 0
-        self._limit = max(PIECE // 4 // dtype.itemsize, 1)
+        self._write, self._at, self._filled = write, 0, 0
+        self._waiting = np.empty(max(PIECE // 4 // dtype.itemsize, 1), dtype)
 
     def add(self, array: np.ndarray) -> None:
-        """Take an array over; its memory may change after the next `add`, so small ones are copied."""
-        if len(array) >= self._limit:
+        """Take an array over; its memory may change afterwards."""
+        if self._filled + len(array) > len(self._waiting):
+            self.flush()
+        if len(array) >= len(self._waiting) // 4:
             self.flush()
             self._write(array, self._at)
             self._at += len(array)
-            return
-        self._waiting.append(array.copy())
-        self._size += len(array)
-        if self._size >= self._limit:
-            self.flush()
+        else:
+            self._waiting[self._filled : self._filled + len(array)] = array
+            self._filled += len(array)
 
     def flush(self) -> None:
         """Write what waits."""
-        if self._waiting:
-            self._write(np.concatenate(self._waiting), self._at)
-            self._at += self._size
-            self._waiting, self._size = [], 0
+        if self._filled:
+            self._write(self._waiting[: self._filled], self._at)
+            self._at, self._filled = self._at + self._filled, 0
 
 
 def _whole(value: object) -> bool:

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import zlib
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -262,7 +263,7 @@ def _fill(
     with h5py.File(target, "w", userblock_size=container.USER_BLOCK) as file:
         file.create_group("data")
         datasets = {kind: _dataset(file["data"], kind, count, compress) for kind, count in lengths.items()}
-        shas = [""] * len(rows)
+        crcs = [0] * len(rows)
         for kind, dataset in datasets.items():
             item = payload.element(kind)
             start = None if compress else dataset.id.get_offset()
@@ -276,14 +277,15 @@ def _fill(
             sink = payload.Buffered(write, item)
             for index, row in enumerate(rows):
                 if row.dtype == kind:
-                    sha = hashlib.sha256()
+                    crc = 0
                     for piece in payload.pieces(tensors[index], kind):
-                        sha.update(piece.data)
+                        crc = zlib.crc32(piece.data, crc)
                         sink.add(piece)
-                    shas[index] = sha.hexdigest()[:32]
+                    crcs[index] = crc
             sink.flush()
-        file.flush()
-        table = [[*row.to_json()[:4], sha] for row, sha in zip(rows, shas, strict=True)]
+        if compress:
+            file.flush()
+        table = [row.to_json(crc) for row, crc in zip(rows, crcs, strict=True)]
         blocks = {payload.type_name(kind): _block(dataset, compress).to_json() for kind, dataset in datasets.items()}
         header = json.dumps({"content": tree, "tensors": table, "blocks": blocks}).encode()
         level = container.header_level(header)

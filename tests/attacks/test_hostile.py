@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import record, small
+from attack_helpers import record, small
 
 from geomtraj.errors import TrajectoryError
 from geomtraj.trajectory import Recorder, Trajectory, container, store
@@ -178,7 +178,8 @@ HEADERS = [
     put("tensors", 0, 2, [2**40]), put("tensors", 0, 2, [-3]), put("tensors", 0, 2, [2] * 5000),
     put("tensors", 0, 3, 2**61), put("tensors", 0, 3, -1), put("tensors", 0, 1, "Tensor"),
     put("tensors", 0, 1, "__class__"),
-    put("tensors", 0, 1, "float64"), put("tensors", 0, 4, "0" * 32), put("tensors", 0, []), put("tensors", {}),
+    put("tensors", 0, 1, "float64"), put("tensors", 0, 4, "0"), put("tensors", 0, 4, 7), put("tensors", 0, []),
+    put("tensors", {}),
     put("blocks", "float32", "extents", [[0, 2**50]]), put("blocks", "float32", "extents", []),
     put("blocks", "float32", "length", 2**50), put("blocks", "float32", "chunk", 1), put("blocks", "float32", 3),
     put("blocks", []), put("content", []), put("content", "parameters", {"tensor": 99}), put("content", "step", 4),

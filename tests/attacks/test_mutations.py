@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import record
+from attack_helpers import record
 
 from geomtraj.errors import TrajectoryError
 from geomtraj.trajectory import Trajectory, repair, store, verify

@@ -11,7 +11,7 @@ import warnings
 
 import pytest
 import torch
-from conftest import record, small, train
+from attack_helpers import record, small, train
 from torch import nn
 
 from geomtraj.errors import TrajectoryError

@@ -68,6 +68,13 @@ def test_each_kind_of_damage_is_named_and_what_can_be_is_rebuilt(run):
         assert rec.step == 6
 
 
+def test_damaged_results_are_listed_by_the_command(run):
+    (run / "results").mkdir()
+    (run / "results" / "00000002.loss.0123456789.json").write_text('{"step": 2}')
+    result = CliRunner().invoke(main, ["verify", str(run)])
+    assert result.exit_code == 1 and "damaged: results/00000002.loss.0123456789.json: its checksum" in result.output
+
+
 def test_a_log_whose_end_is_gone_is_told(run):
     lines = (run / "log.jsonl").read_text().splitlines(keepends=True)
     (run / "log.jsonl").write_text("".join(lines[:4]))
