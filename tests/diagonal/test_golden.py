@@ -23,8 +23,9 @@ def sums(values: torch.Tensor) -> list[float]:
 
 def found(name: str) -> dict[str, list[float]]:
     torch.manual_seed(5)
-    diagonal = gt.diagonal(PROBLEMS[name](), "exact")
-    return {block: sums(diagonal.block(block)[0].flatten()) for block in diagonal.blocks}
+    problem = PROBLEMS[name]()
+    diagonal = gt.diagonal(problem, "exact")
+    return {block: sums(diagonal.block(block)[0].flatten()) for block in problem.layout}
 
 
 @pytest.mark.parametrize("name", MODELS)
