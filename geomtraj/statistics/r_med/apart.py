@@ -20,13 +20,15 @@ from geomtraj.statistics.r_med.block import BlockKnown, middle
 from geomtraj.statistics.r_med.interval import Interval, Ratios, over
 from geomtraj.statistics.r_med.survey import Survey
 
-ROUNDING = 1e3
-"""Units of rounding, relative to the largest entries' roots, up to which G's roots count as zero."""
+ROUNDING = 8.0
+"""Units of rounding, relative to the largest root, up to which roots of G's entries are nothing else."""
+VANISHING = 1e3
+"""Units of rounding, relative to G's largest entry, up to which R counts as zero where G is."""
 G_PASSES, R_PASSES = (64, 8), (32, 8)
 """Backward passes for G and products for R: so many, and so many more for each of `samples`."""
 SMALL = 32
 """Blocks up to this size may be measured as a whole."""
-STRETCH = 1.25
+STRETCH = 1.15
 """Stretch of the interval on the log scale, for what the model of r leaves out."""
 
 
@@ -111,7 +113,7 @@ def take_apart(
     for number, (name, block) in enumerate(problem.blocks.items()):
         indices = block.indices.numpy()
         positive = indices[g[indices] > 0]
-        if g[indices].max(initial=0.0) <= (ROUNDING * eps) ** 2 * g.max():
+        if is_rounding(g[indices], g, problem.dtype):
             zero[name] = not positive.size
             vanishing.append(indices)
             continue
@@ -130,10 +132,14 @@ def take_apart(
     survey.run(R_PASSES[0] + R_PASSES[1] * samples, rtol)
     apart = Apart(problem.blocks, survey, zero, found)
     if budget and known:
-        operator = Hessian(problem, theta, WAY) if hessian is None else hessian
-        _confirm(apart, operator, budget, rtol)
+        _confirm(apart, Hessian(problem, theta, WAY) if hessian is None else hessian, budget, rtol)
     apart.matvecs = found.cost.matvecs + survey.spent + apart.exact
     return apart
+
+
+def is_rounding(some: np.ndarray, g: np.ndarray, dtype: torch.dtype) -> bool:
+    """Whether some entries of G (n,) are what rounding leaves beside all of them (P,): G's entries are squares."""
+    return bool(some.max(initial=0.0) <= (ROUNDING * torch.finfo(dtype).eps) ** 2 * g.max())
 
 
 def _check_vanishing(survey: Survey, nothing: np.ndarray, largest: float, eps: float) -> None:
@@ -142,7 +148,7 @@ def _check_vanishing(survey: Survey, nothing: np.ndarray, largest: float, eps: f
     vector[nothing, 0] = np.random.default_rng([survey.seed, 11]).choice([-1.0, 1.0], nothing.size)
     result = survey.products(vector)[nothing, 0]
     survey.spent += 1
-    if not np.abs(result).max() <= ROUNDING * eps * largest:
+    if not np.abs(result).max() <= VANISHING * eps * largest:
         raise no_split()
 
 

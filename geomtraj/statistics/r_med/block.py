@@ -21,7 +21,7 @@ CANDIDATES = 48
 SHARED_ERROR = 0.3
 """Share of the variance of G's errors that is common to a block's entries."""
 PRIOR_FREEDOM = 3.0
-"""Products that the block's mean noise counts as, beside an entry's own."""
+"""Products that the noise of the block's other entries counts as, beside an entry's own."""
 FINEST = 1e-6
 """Noise of a measurement, relative to G, that is told from none."""
 CLIP = 2.5
@@ -58,15 +58,15 @@ class BlockKnown:
     def add(self, vectors: np.ndarray, results: np.ndarray) -> None:
         """Products (n, k) with vectors (n, k): where these are zero, the results are the noise of the others."""
         chosen = vectors != 0
-        relative = np.where(chosen, 0.0, (results / self.scale[:, None]) ** 2)
-        count, free = chosen.sum(1), (~chosen).sum(1)
-        mean = float((relative * self.scale[:, None] ** 4).sum() / max(free.sum(), 1))
-        variance = (relative.sum(1) + PRIOR_FREEDOM * mean / self.scale**4) / (free + PRIOR_FREEDOM)
-        variance = np.maximum(variance, (FINEST * self.g) ** 2)
-        if chosen.sum() > chosen.shape[1]:
-            self.own_noise = float(np.sqrt(mean / (chosen.sum() / chosen.shape[1])))
-        self._sum += (results / np.where(chosen, vectors, np.inf)).sum(1) / variance
-        self._information += count / variance
+        count, free = chosen.sum(0), (~chosen).sum(0)
+        squares = np.where(chosen, 0.0, (results * self.scale[:, None]) ** 2)
+        level = np.maximum(squares.sum(0) / np.maximum(free, 1), FINEST**2)
+        own = ((squares / level).sum(1) + PRIOR_FREEDOM) / ((~chosen).sum(1) + PRIOR_FREEDOM)
+        if (count > 1).any():
+            self.own_noise = float(np.sqrt(np.mean((level / count)[count > 1])))
+        information = np.where(chosen, 1 / level, 0.0) / own[:, None] * self.scale[:, None] ** 4
+        self._sum += (information * results / np.where(chosen, vectors, 1.0)).sum(1)
+        self._information += information.sum(1)
 
     @property
     def share(self) -> tuple[np.ndarray, np.ndarray]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 from geomtraj.blocks import Blocks
 from geomtraj.diagonal import EXACT_UP_TO, Diagonal, diagonal
 from geomtraj.diagonal.exact import entries as exact_entries
-from geomtraj.diagonal.gauss_newton import NoSplit
+from geomtraj.diagonal.gauss_newton import NoSplit, gauss_newton
 from geomtraj.errors import ExamplesInteract, InputError
 from geomtraj.failures import in_one_sentence
 from geomtraj.isolation import in_plain_torch
@@ -23,7 +24,7 @@ from geomtraj.linalg.chunks import at_least
 from geomtraj.operators import Hessian, SymmetricOperator
 from geomtraj.problem import Problem
 from geomtraj.statistics.base import WAY, Outcome, Point, Quantity, Statistic
-from geomtraj.statistics.r_med.apart import Apart, take_apart
+from geomtraj.statistics.r_med.apart import Apart, is_rounding, take_apart
 from geomtraj.statistics.r_med.entries import exactly
 from geomtraj.statistics.r_med.interval import Ratios, over, ratios
 from geomtraj.statistics.r_med.refine import Refinement
@@ -33,8 +34,11 @@ MEDIAN_GAP = 0.10
 BUDGET = 4
 """Products that may be spent on exact entries, in units of `samples`."""
 PROBING = "probing"
-ROUNDING = 4.0
-"""Units of rounding, relative to the largest entry, up to which a block that was not taken apart counts as zero."""
+TINY, ROUNDING = 1e4, 1.0
+"""Units of rounding, relative to the largest entry, up to which a block is looked at again for being nothing else, and
+up to which it counts as that where there is no Gauss-Newton part to look at."""
+FEW = 4
+"""Random vectors for that part."""
 UNCORRELATED = ("hutchinson", "xdiag")
 """Methods whose errors are nearly independent within a row of a weight."""
 
@@ -159,6 +163,9 @@ def _measured(
 
     refinement = _refinement(found, measure, budget, rtol, seed)
     refinement.run()
+    if found.gauss_newton is None and isinstance(problem, Problem) and _tiny(found):
+        with suppress(NoSplit, ExamplesInteract):
+            found = replace(found, gauss_newton=gauss_newton(problem, FEW, seed, theta).gauss_newton)
     return _ratios(refinement, found), found.cost.matvecs + refinement.spent
 
 
@@ -187,19 +194,34 @@ def _rows(layout: Layout) -> np.ndarray:
 
 
 def _ratios(refinement: Refinement, found: Diagonal) -> dict[str, RMed]:
-    notes = _notes(found.status, found.blocks)
-    rounding = ROUNDING * torch.finfo(found.values.dtype).eps
-    largest = float(np.nan_to_num(np.abs(refinement.entries.best), posinf=0.0).max(initial=0.0))
+    notes, tiny = _notes(found.status, found.blocks), _tiny(found)
     result = {}
     for label, where in refinement.labels.items():
         own = refinement.entries.take(where)
         how = _method(found.method, int((~np.isnan(own.exact)).sum()), own.values.size)
         seen = _Seen(own.best, own.known, how, refinement.spent, refinement.budget, refinement.rtol)
-        if label != ALL and 0 < np.abs(own.best).max(initial=0.0) <= rounding * largest and np.isfinite(own.best).all():
-            result[label] = _zero(seen, notes.get(label, ""))
+        if label in tiny and _is_rounding(found, label, own.best):
+            result[label] = _zero(seen, notes[label])
         else:
-            result[label] = _ratio(seen, lambda label=label: refinement.of(label), notes.get(label, ""))  # type: ignore[misc]
+            result[label] = _ratio(seen, lambda label=label: refinement.of(label), notes[label])  # type: ignore[misc]
     return result
+
+
+def _tiny(found: Diagonal) -> list[str]:
+    """Labels of blocks that may be nothing but rounding beside the others, but are not exactly zero."""
+    magnitudes = found.values.abs().double().nan_to_num(torch.inf)
+    largest = {name: float(block.take(magnitudes).max()) for name, block in found.blocks.items() if block.size}
+    bound = TINY * torch.finfo(found.values.dtype).eps * max(largest.values(), default=0.0)
+    return [name for name, size in largest.items() if 0 < size <= bound]
+
+
+def _is_rounding(found: Diagonal, label: str, entries: np.ndarray) -> bool:
+    """By the Gauss-Newton part where it is known: its entries are squares, which tells small ones from rounding."""
+    if found.gauss_newton is not None:
+        g = found.gauss_newton.values.double().cpu().numpy()
+        return is_rounding(found.blocks[label].take(g), g, found.values.dtype)
+    limit = ROUNDING * torch.finfo(found.values.dtype).eps * float(found.values.abs().nan_to_num().max())
+    return bool(np.abs(entries).max() <= limit)
 
 
 def _of_apart(apart: Apart, rtol: float, budget: int) -> dict[str, RMed]:
