@@ -18,6 +18,10 @@ class InputError(GeomtrajError, ValueError):
     """What the caller passed in cannot be used as it is."""
 
 
+class ExamplesInteract(InputError):
+    """Examples of a batch depend on each other, so that none can be looked at on its own."""
+
+
 class TrajectoryError(GeomtrajError):
     """A stored trajectory or result is missing, damaged, of another model or of another format."""
 

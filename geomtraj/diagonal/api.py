@@ -10,10 +10,11 @@ from torch import Tensor
 from geomtraj.diagonal.base import Diagonal
 from geomtraj.diagonal.exact import exact
 from geomtraj.diagonal.exact_sites import exact_sites
+from geomtraj.diagonal.gauss_newton import gauss_newton
 from geomtraj.diagonal.hutchinson import hutchinson
 from geomtraj.diagonal.probing import probing
 from geomtraj.diagonal.xdiag import xdiag
-from geomtraj.errors import InputError, unknown_name
+from geomtraj.errors import ExamplesInteract, InputError, unknown_name
 from geomtraj.failures import in_one_sentence
 from geomtraj.isolation import in_plain_torch
 from geomtraj.linalg.chunks import at_least
@@ -34,6 +35,7 @@ FROM_OPERATOR: dict[str, Callable[[SymmetricOperator, int, int, float], Diagonal
 FROM_PROBLEM: dict[str, Callable[[Problem, Tensor | None, int, int, float], Diagonal]] = {
     "exact": lambda problem, theta, samples, seed, max_seconds: exact_sites(problem, theta, max_seconds=max_seconds),
     "probing": lambda problem, theta, samples, seed, max_seconds: probing(problem, samples, seed, theta),
+    "gauss_newton": lambda problem, theta, samples, seed, max_seconds: gauss_newton(problem, samples, seed, theta),
 }
 """Methods that look into the model and its batches."""
 
@@ -56,7 +58,8 @@ def diagonal(
             and "xdiag" take `samples`; "probing" gives each example random signs of its own on activations, `samples`
             times, which is far more accurate but needs a Problem whose examples do not depend on each other. "auto" is
             exact where P is at most 4 `samples`; else probing for a Problem, and XDiag for an operator or where
-            probing refuses (the status then says why).
+            probing refuses (the status then says why). "gauss_newton" is the diagonal of another matrix: of the part of
+            the Hessian that comes from the loss's curvature in the model's output.
         samples: Products, or probes, of the randomised methods.
         seed: Seed of the randomised methods.
         theta: Where to measure (P,); the problem's current parameters if left out.
@@ -72,7 +75,7 @@ def diagonal(
     samples = at_least("samples", samples, 1)
     if not isinstance(problem, (Problem, SymmetricOperator)):
         raise InputError(f"the diagonal of a {type(problem).__name__} is unknown: pass a Problem or an operator.")
-    if method == "probing" and isinstance(problem, SymmetricOperator):
+    if method in ("probing", "gauss_newton") and isinstance(problem, SymmetricOperator):
         raise InputError(
             f"method {method!r} looks into the model and needs a Problem, not an operator: "
             "take 'xdiag', 'hutchinson' or 'exact'."
@@ -102,8 +105,7 @@ def _chosen(problem: Problem, theta: Tensor | None, samples: int, seed: int, max
         return exact_sites(problem, theta, max_seconds=max_seconds)
     try:
         return probing(problem, samples, seed, theta)
-    except InputError as error:
-        problem.checked(theta)
+    except ExamplesInteract as error:
         found = xdiag(Hessian(problem, theta), samples, seed)
         status = "" if found.status == "ok" else f"; {found.status}"
         return replace(found, status=f"xdiag in place of probing: {error}{status}")

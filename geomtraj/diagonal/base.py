@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from geomtraj.blocks import Blocks
 from geomtraj.layout import Layout
 
 
@@ -19,48 +20,71 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class Part:
+    """One part of a diagonal: its entries, their standard errors and the degrees of freedom of these, (P,) each.
+
+    Attributes:
+        values: Entries; NaN where a parameter enters in ways for which the part was not taken.
+        sem: Standard errors, zero where an entry is exact.
+        dof: Degrees of freedom, infinite where an entry is exact.
+    """
+
+    values: Tensor
+    sem: Tensor
+    dof: Tensor
+
+
+@dataclass(frozen=True)
 class Diagonal:
     """The diagonal of a curvature matrix.
 
     Attributes:
         values: H_ii (P,), in the operator's dtype and on its device; entries that are not finite stay as they are.
         sem: Standard error of each entry (P,); zeros for "exact".
-        blocks: Name -> `Slot` of each parameter tensor.
+        blocks: Ordered map from name to `Block`: what numbers per layer belong to. (A `Layout` is taken for one block
+            for each parameter.)
         method: The method that made it; what "auto" chose.
         cost: Products and seconds.
         status: "ok", or per block what is wrong with it.
         dof: Degrees of freedom of each standard error (P,), from how the spreads of its parts differ (Satterthwaite);
             infinite where an entry is exact. None if unknown.
+        gauss_newton: The diagonal of J^T (d2L/dz2) J, z the model's output, where it was taken apart; None elsewhere.
+        residual: What is left, `values - gauss_newton.values`; None where that is.
 
     Source: Satterthwaite 1946, "An approximate distribution of estimates of variance components", for `dof`.
     """
 
     values: Tensor
     sem: Tensor
-    blocks: Layout
+    blocks: Blocks
     method: str
     cost: Cost
     status: str = "ok"
     dof: Tensor | None = None
+    gauss_newton: Part | None = None
+    residual: Part | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.blocks, Layout):
+            object.__setattr__(self, "blocks", Blocks(self.blocks))
 
     def block(self, name: str) -> tuple[Tensor, Tensor]:
-        """Entries and standard errors of one parameter tensor, each in its own shape.
+        """Entries and standard errors of one block or parameter, each in its own shape.
 
         Raises:
             InputError: There is no such block.
         """
-        (name,) = self.blocks.select([name])
-        slot = self.blocks[name]
-        return self.values[slot.slice].reshape(slot.shape), self.sem[slot.slice].reshape(slot.shape)
+        block = self.blocks.find(name)
+        return block.take(self.values).reshape(block.shape), block.take(self.sem).reshape(block.shape)
 
 
-def describe(values: Tensor, blocks: Layout, remark: str = "") -> str:
+def describe(values: Tensor, blocks: Blocks, remark: str = "") -> str:
     """The status of a diagonal (P,): "ok", or the remark and each block's number of entries that are not finite."""
     remarks = [remark] if remark else []
     finite = torch.isfinite(values)
     if not finite.all():
-        for name, slot in blocks.items():
-            bad = slot.size - int(finite[slot.slice].sum())
+        for name, block in blocks.items():
+            bad = block.size - int(block.take(finite).sum())
             if bad:
-                remarks.append(f"{bad} of {slot.size} entries of {name} are not finite")
+                remarks.append(f"{bad} of {block.size} entries of {name} are not finite")
     return "; ".join(remarks) or "ok"

@@ -55,9 +55,9 @@ def exact(operator: SymmetricOperator, *, max_seconds: float = 3600.0) -> Diagon
         if done.start == 0 and size > width:
             _refuse_if_slow(operator, width, time.perf_counter() - start, max_seconds)
     cost = Cost(operator.matvecs - before, time.perf_counter() - start)
-    status = describe(values, operator.layout)
+    status = describe(values, operator.blocks)
     return Diagonal(
-        values, torch.zeros_like(values), operator.layout, "exact", cost, status, torch.full_like(values, torch.inf)
+        values, torch.zeros_like(values), operator.blocks, "exact", cost, status, torch.full_like(values, torch.inf)
     )
 
 

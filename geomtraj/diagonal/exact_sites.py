@@ -17,7 +17,7 @@ from geomtraj.diagonal.sites.groups import Group, groups_of
 from geomtraj.diagonal.sites.one_hot import by_entries, by_units, by_values
 from geomtraj.diagonal.sites.sited_graph import SitedGraph
 from geomtraj.diagonal.sites.sums import Tally
-from geomtraj.errors import InputError
+from geomtraj.errors import ExamplesInteract
 from geomtraj.isolation import without_checkpoints
 from geomtraj.operators.hessian import Hessian
 from geomtraj.problem import Problem
@@ -71,7 +71,7 @@ def exact_sites(problem: Problem, theta: Tensor | None = None, *, max_seconds: f
                 examples += len(numbers)
                 del graph, work
         dependent = False
-    except InputError:
+    except ExamplesInteract:
         dependent = True
     flags = torch.tensor([dependent, *(name in elsewhere for name in problem.layout)], device=problem.device)
     dependent, *strange = problem.over_ranks(flags.long()).bool().tolist()
@@ -85,8 +85,8 @@ def exact_sites(problem: Problem, theta: Tensor | None = None, *, max_seconds: f
             values[problem.layout[name].slice] = part.values[slot.slice]
         products += part.cost.matvecs
     cost = Cost(products, time.perf_counter() - start)
-    status, dof = describe(values, problem.layout), torch.full_like(values, torch.inf)
-    return Diagonal(values, torch.zeros_like(values), problem.layout, "exact", cost, status, dof)
+    status, dof = describe(values, problem.blocks), torch.full_like(values, torch.inf)
+    return Diagonal(values, torch.zeros_like(values), problem.blocks, "exact", cost, status, dof)
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,6 @@ def hutchinson(operator: SymmetricOperator, samples: int = 64, seed: int = 0) ->
         sem, remark = (squares / (samples * (samples - 1))).sqrt(), ""
     else:
         sem, remark = torch.full_like(mean, torch.nan), "one sample gives no standard errors: use at least two"
-    status = describe(mean, operator.layout, remark)
+    status = describe(mean, operator.blocks, remark)
     cost = Cost(operator.matvecs - before, time.perf_counter() - start)
-    return Diagonal(mean, sem, operator.layout, "hutchinson", cost, status, torch.full_like(mean, samples - 1))
+    return Diagonal(mean, sem, operator.blocks, "hutchinson", cost, status, torch.full_like(mean, samples - 1))

@@ -55,9 +55,9 @@ def xdiag(operator: SymmetricOperator, samples: int = 64, seed: int = 0) -> Diag
     else:
         values, sem = (signs * images).mean(1), torch.full((size,), torch.nan).to(like)
     remark = "one sign vector gives no standard errors: use at least 4 samples" if count == 1 else ""
-    status = describe(values, operator.layout, remark)
+    status = describe(values, operator.blocks, remark)
     cost = Cost(operator.matvecs - before, time.perf_counter() - start)
-    return Diagonal(values, sem, operator.layout, "xdiag", cost, status, torch.full_like(values, count - 1))
+    return Diagonal(values, sem, operator.blocks, "xdiag", cost, status, torch.full_like(values, count - 1))
 
 
 def leave_one_out(operator: SymmetricOperator, signs: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:

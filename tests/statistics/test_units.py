@@ -112,7 +112,7 @@ def test_rows_that_no_token_looks_up_have_no_curvature():
     batch = {"tokens": torch.tensor([[0, 1, 2]]), "next": torch.tensor([[1, 2, 0]]), "mask": torch.ones(1, 3)}
     problem = gt.Problem(model, masked, [batch])
     exact = gt.diagonal(problem, "exact")
-    slot = exact.blocks["embedding.weight"]
+    slot = problem.layout["embedding.weight"]
     diagonal = exact.values[slot.slice].reshape(5, 3)
     assert (diagonal[3:] == 0).all() and (diagonal[:3] != 0).all()
     moments = unit_moments(problem, problem.theta(), 4, 0)
@@ -131,7 +131,7 @@ def test_the_factorised_diagonal_of_a_convolution_has_the_weights_places(groups)
     size = model[0].weight.numel()
     # One example and one position: nothing to average, so that the product of the two moments is exact.
     found = moments.diagonal("0.weight", size).mean(0)
-    torch.testing.assert_close(found, exact.values[exact.blocks["0.weight"].slice])
+    torch.testing.assert_close(found, exact.values[problem.layout["0.weight"].slice])
 
 
 def test_near_dead_units_of_a_relu_layer():

@@ -100,6 +100,6 @@ def probing(problem: Problem, samples: int = 64, seed: int = 0, theta: Tensor | 
     remarks = [f"{name}: {how}" for name, how in elsewhere.items()]
     if samples == 1:
         remarks.append("one sample gives no standard errors: use at least two")
-    status = describe(values, problem.layout, "; ".join(remarks))
+    status = describe(values, problem.blocks, "; ".join(remarks))
     cost = Cost(round(products / max(batches, 1)), time.perf_counter() - start)
-    return Diagonal(values, variances.sqrt().to(values.dtype), problem.layout, "probing", cost, status, dof)
+    return Diagonal(values, variances.sqrt().to(values.dtype), problem.blocks, "probing", cost, status, dof)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from geomtraj.diagonal.sites.output_split import close
 from geomtraj.diagonal.sites.sited_graph import SitedGraph
-from geomtraj.errors import InputError
+from geomtraj.errors import ExamplesInteract
 from geomtraj.memory import SavedBytes, available_bytes
 from geomtraj.problem import Problem, leaves
 from geomtraj.slicing import cut, sliced
@@ -33,7 +33,7 @@ def sound_graphs(problem: Problem, parameters: dict[str, Tensor], elsewhere: dic
     Hold no graph when asking for the next. `problem.session()` must be active.
 
     Raises:
-        InputError: Examples depend on each other, as far as that shows here.
+        ExamplesInteract: Examples depend on each other, as far as that shows here.
     """
     first = problem.first_example
     for batch in _parts(problem, parameters):
@@ -80,10 +80,10 @@ def refuse_batch_statistics(problem: Problem) -> None:
     """Refuse a problem whose modules compute statistics over the batch.
 
     Raises:
-        InputError: There is such a module.
+        ExamplesInteract: There is such a module.
     """
     if problem.batch_statistics:
-        raise InputError(
+        raise ExamplesInteract(
             f"{', '.join(map(repr, problem.batch_statistics[:3]))} computes batch statistics, so the examples of a "
             "batch depend on each other, which method 'probing' cannot handle: pass mode='eval' to the Problem, or "
             "take method 'xdiag'."
@@ -104,10 +104,10 @@ def check_alone(alone: Tensor, within: Tensor) -> None:
     """Losses of examples in smaller batches must be those in their own batch.
 
     Raises:
-        InputError: They are not.
+        ExamplesInteract: They are not.
     """
     if alone.shape != within.shape or not close(alone, within):
-        raise InputError(
+        raise ExamplesInteract(
             "an example's loss depends on the other examples of its batch, which method 'probing' cannot handle: "
             "return losses whose first axis counts independent examples (sequences, not tokens), or take "
             "method 'xdiag'."

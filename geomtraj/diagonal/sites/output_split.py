@@ -6,9 +6,9 @@ is a mean of squares, so its relative error is the same small one everywhere; on
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,6 +38,11 @@ class LossFactor:
         unit = self.root / norm.clamp_min(torch.finfo(norm.dtype).tiny)
         return self.root * (xi - unit * (unit * xi).sum(self.softmax_axis, keepdim=True))
 
+    def pair(self, xi: Tensor) -> tuple[Tensor, Tensor]:
+        """F xi and F S xi."""
+        left = self.times(xi)
+        return left, left if self.sign is None else self.times(self.sign * xi)
+
 
 class OutputRecorder:
     """Collects, inside its `with` block, the floating-point tensors that a model's calls return."""
@@ -63,6 +68,47 @@ class OutputRecorder:
         elif isinstance(item, (tuple, list)):
             for value in item:
                 self._collect(value)
+
+
+class OutputSplit(NamedTuple):
+    """The one output through which a loss is reached, and how the loss bends there.
+
+    Attributes:
+        output: z, (B, ...).
+        factor: Factor of the loss's second derivative by z.
+        residuals: Gradients of <g, z> by the inputs, in the graph, g the loss's gradient by z held fixed.
+    """
+
+    output: Tensor
+    factor: LossFactor
+    residuals: list[Tensor]
+
+
+def split_at_output(
+    values: Tensor, outputs: Sequence[Tensor], inputs: Sequence[Tensor], gradients: Sequence[Tensor]
+) -> OutputSplit | None:
+    """Where the inputs reach the loss through one output alone, whose curvature has a known factor; else None.
+
+    Args:
+        values: Losses (B,) of the examples.
+        outputs: What the model's calls returned.
+        inputs: What is differentiated by.
+        gradients: The whole gradients by the inputs.
+    """
+    options: dict[str, Any] = {"allow_unused": True}
+    found = torch.autograd.grad(values.sum(), outputs, create_graph=True, **options) if outputs else ()
+    used = [(z, g) for z, g in zip(outputs, found, strict=True) if g is not None]
+    if len(used) != 1 or used[0][0].dim() < 2 or used[0][0].shape[0] != len(values):
+        return None
+    z, g = used[0]
+    residuals = torch.autograd.grad(z, list(inputs), g.detach(), create_graph=True, **options)
+    through = [
+        r for r, whole in zip(residuals, gradients, strict=True) if r is not None and close(r.detach(), whole.detach())
+    ]
+    if len(through) < len(residuals):
+        return None
+    factor = loss_factor(z, g)
+    return None if factor is None else OutputSplit(z, factor, through)
 
 
 def loss_factor(z: Tensor, gradient: Tensor) -> LossFactor | None:

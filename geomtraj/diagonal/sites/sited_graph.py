@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from geomtraj.diagonal.sites.linear_maps import LinearMap, bound, data_of
-from geomtraj.diagonal.sites.output_split import LossFactor, OutputRecorder, close, loss_factor
+from geomtraj.diagonal.sites.output_split import LossFactor, OutputRecorder, close, split_at_output
 from geomtraj.diagonal.sites.signs import key_of, signs
 from geomtraj.diagonal.sites.tracking import Tracker
 from geomtraj.diagonal.sites.uses import ExampleAxis, Site, candidate_axes
@@ -81,21 +81,9 @@ class SitedGraph:
 
     def _split(self, values: Tensor, outputs: list[Tensor]) -> None:
         """Find the one output through which every site reaches the loss, and how the loss bends there."""
-        total = values.sum()
-        options: dict[str, Any] = {"allow_unused": True}
-        found = torch.autograd.grad(total, outputs, create_graph=True, **options) if outputs else ()
-        used = [(z, g) for z, g in zip(outputs, found, strict=True) if g is not None]
-        if len(used) != 1 or used[0][0].dim() < 2 or used[0][0].shape[0] != self.examples:
-            return
-        z, g = used[0]
-        epses = [site.eps for site in self.sites]
-        residuals = torch.autograd.grad(z, epses, g.detach(), create_graph=True, **options)
-        for one, whole in zip(residuals, self._gradients, strict=True):
-            if one is None or not close(one.detach(), whole.detach()):
-                return
-        factor = loss_factor(z, g)
-        if factor is not None:
-            self.factor, self._output, self._residuals = factor, z, [r for r in residuals if r is not None]
+        found = split_at_output(values, outputs, [site.eps for site in self.sites], self._gradients)
+        if found is not None:
+            self._output, self.factor, self._residuals = found
 
     @property
     def output_shape(self) -> tuple[int, ...]:

@@ -78,3 +78,9 @@ def normal(t: np.ndarray, dof: np.ndarray) -> np.ndarray:
     dof = np.clip(dof, 1, MANY)
     with np.errstate(over="ignore"):
         return np.sign(t) * (8 * dof + 1) / (8 * dof + 3) * np.sqrt(dof * np.log1p(np.square(t) / dof))
+
+
+def exactly(values: np.ndarray) -> Entries:
+    """Entries (N,) without error."""
+    number = np.arange(values.size)
+    return Entries(values, np.zeros(values.size), number, values, 0 * number, np.full(values.size, np.inf))

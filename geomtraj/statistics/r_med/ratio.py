@@ -3,29 +3,42 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from geomtraj.diagonal import Diagonal, diagonal
+from geomtraj.blocks import Blocks
+from geomtraj.diagonal import EXACT_UP_TO, Diagonal, diagonal
 from geomtraj.diagonal.exact import entries as exact_entries
-from geomtraj.errors import InputError
+from geomtraj.diagonal.gauss_newton import NoSplit, gauss_newton
+from geomtraj.errors import ExamplesInteract, InputError
+from geomtraj.failures import in_one_sentence
 from geomtraj.isolation import in_plain_torch
 from geomtraj.layout import Layout
 from geomtraj.linalg.chunks import at_least
 from geomtraj.operators import Hessian, SymmetricOperator
 from geomtraj.problem import Problem
 from geomtraj.statistics.base import WAY, Outcome, Point, Quantity, Statistic
-from geomtraj.statistics.r_med.interval import Ratios, over
+from geomtraj.statistics.r_med.apart import Apart, is_rounding, take_apart
+from geomtraj.statistics.r_med.entries import exactly
+from geomtraj.statistics.r_med.interval import Ratios, over, ratios
 from geomtraj.statistics.r_med.refine import Refinement
 
 ALL = "all"
 MEDIAN_GAP = 0.10
 BUDGET = 4
 """Products that may be spent on exact entries, in units of `samples`."""
+PROBING = "probing"
+TINY, ROUNDING = 1e4, 1.0
+"""Units of rounding, relative to the largest entry, up to which a block is looked at again for being nothing else, and
+up to which it counts as that where there is no Gauss-Newton part to look at."""
+FEW = 4
+"""Random vectors for that part."""
 UNCORRELATED = ("hutchinson", "xdiag")
 """Methods whose errors are nearly independent within a row of a weight."""
 
@@ -131,6 +144,13 @@ def _measured(
     hessian: SymmetricOperator | None = None,
 ) -> tuple[dict[str, RMed], int]:
     """R_med by label, and the products that it took."""
+    if isinstance(problem, Problem) and _probed(problem, method, samples):
+        try:
+            with in_one_sentence():
+                apart = take_apart(problem, theta, seed, samples, rtol, budget, hessian)
+            return _of_apart(apart, rtol, budget), apart.matvecs
+        except (NoSplit, ExamplesInteract):
+            pass  # the diagonal as a whole
     found = diagonal(problem, method=method, samples=samples, seed=seed, theta=theta)
     operator = problem if isinstance(problem, SymmetricOperator) else hessian
 
@@ -143,7 +163,14 @@ def _measured(
 
     refinement = _refinement(found, measure, budget, rtol, seed)
     refinement.run()
+    if found.gauss_newton is None and isinstance(problem, Problem) and _tiny(found):
+        with suppress(NoSplit, ExamplesInteract):
+            found = replace(found, gauss_newton=gauss_newton(problem, FEW, seed, theta).gauss_newton)
     return _ratios(refinement, found), found.cost.matvecs + refinement.spent
+
+
+def _probed(problem: Problem, method: str, samples: int) -> bool:
+    return method == "probing" or (method == "auto" and problem.size > EXACT_UP_TO * samples)
 
 
 def _refinement(found: Diagonal, measure: Any, budget: int, rtol: float, seed: int) -> Refinement:
@@ -151,15 +178,15 @@ def _refinement(found: Diagonal, measure: Any, budget: int, rtol: float, seed: i
     rounding = 4 * torch.finfo(found.values.dtype).eps * np.abs(values)
     sem = np.where(sem <= rounding, 0.0, sem)
     dof = None if found.dof is None else found.dof.double().cpu().numpy()
-    labels = {name: slot.slice for name, slot in found.blocks.items()} | {ALL: slice(0, values.size)}
-    rows = np.arange(values.size) if found.method in UNCORRELATED else _rows(found.blocks)
+    labels = {name: block.indices.numpy() for name, block in found.blocks.items()} | {ALL: np.arange(values.size)}
+    rows = np.arange(values.size) if found.method in UNCORRELATED else _rows(found.blocks.layout)
     return Refinement(values, sem, rows, labels, measure, budget, rtol, seed, dof)
 
 
-def _rows(blocks: Layout) -> np.ndarray:
+def _rows(layout: Layout) -> np.ndarray:
     """A number for the row (index of the first axis) of each entry (P,); entries of a vector are rows of their own."""
     rows, first = [np.empty(0, dtype=int)], 0
-    for slot in blocks.values():
+    for slot in layout.values():
         count = slot.size if len(slot.shape) < 2 else max(slot.shape[0], 1)
         rows.append(first + np.arange(slot.size) // max(slot.size // max(count, 1), 1))
         first += count
@@ -167,37 +194,119 @@ def _rows(blocks: Layout) -> np.ndarray:
 
 
 def _ratios(refinement: Refinement, found: Diagonal) -> dict[str, RMed]:
-    notes = _notes(found)
-    return {label: _ratio(refinement, label, found.method, notes.get(label, "")) for label in refinement.labels}
+    notes, tiny = _notes(found.status, found.blocks), _tiny(found)
+    result = {}
+    for label, where in refinement.labels.items():
+        own = refinement.entries.take(where)
+        how = _method(found.method, int((~np.isnan(own.exact)).sum()), own.values.size)
+        seen = _Seen(own.best, own.known, how, refinement.spent, refinement.budget, refinement.rtol)
+        if label in tiny and _is_rounding(found, label, own.best):
+            result[label] = _zero(seen, notes[label])
+        else:
+            result[label] = _ratio(seen, lambda label=label: refinement.of(label), notes[label])  # type: ignore[misc]
+    return result
 
 
-def _notes(found: Diagonal) -> dict[str, str]:
+def _tiny(found: Diagonal) -> list[str]:
+    """Labels of blocks that may be nothing but rounding beside the others, but are not exactly zero."""
+    magnitudes = found.values.abs().double().nan_to_num(torch.inf)
+    largest = {name: float(block.take(magnitudes).max()) for name, block in found.blocks.items() if block.size}
+    bound = TINY * torch.finfo(found.values.dtype).eps * max(largest.values(), default=0.0)
+    return [name for name, size in largest.items() if 0 < size <= bound]
+
+
+def _is_rounding(found: Diagonal, label: str, entries: np.ndarray) -> bool:
+    """By the Gauss-Newton part where it is known: its entries are squares, which tells small ones from rounding."""
+    if found.gauss_newton is not None:
+        g = found.gauss_newton.values.double().cpu().numpy()
+        return is_rounding(found.blocks[label].take(g), g, found.values.dtype)
+    limit = ROUNDING * torch.finfo(found.values.dtype).eps * float(found.values.abs().nan_to_num().max())
+    return bool(np.abs(entries).max() <= limit)
+
+
+def _of_apart(apart: Apart, rtol: float, budget: int) -> dict[str, RMed]:
+    notes = _notes(apart.gauss_newton.status, apart.blocks)
+    result = {}
+    for label, block in apart.blocks.items():
+        if label in apart.zero:
+            values = np.zeros(block.size)
+            seen = _Seen(values, np.ones(block.size, dtype=bool), PROBING, apart.exact, budget, rtol)
+            nothing = apart.zero[label]
+            result[label] = _ratio(seen, lambda: _plain_zero(), notes[label]) if nothing else _zero(seen, notes[label])
+            continue
+        known, draws = apart.survey.known[label], apart.survey.draws[label]
+        exact = ~np.isnan(known.exact)
+        best, sure = (np.concatenate([a, np.full(known.zeros, z)]) for a, z in ((draws.best, 0.0), (exact, True)))
+        how = _method(PROBING, int(exact.sum()), block.size)
+        seen = _Seen(best, sure.astype(bool), how, apart.exact, budget, rtol)
+        result[label] = _ratio(seen, lambda label=label: apart.ratios(label), notes[label])  # type: ignore[misc]
+    if apart.survey.known:
+        best = np.concatenate([d.best for d in apart.survey.draws.values()])
+        best = np.concatenate([best, np.zeros(apart.blocks.size - best.size)])
+        seen = _Seen(
+            best, np.zeros(best.size, dtype=bool), _method(PROBING, apart.exact, best.size), apart.exact, budget, rtol
+        )
+        result[ALL] = _ratio(seen, apart.of_all, notes[ALL])
+    else:
+        seen = _Seen(np.zeros(apart.blocks.size), np.ones(apart.blocks.size, dtype=bool), PROBING, 0, budget, rtol)
+        result[ALL] = _ratio(seen, _plain_zero, notes[ALL])
+    return result
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a block's R_med is told from: entries, which of them are exact, how they were made, products and width."""
+
+    best: np.ndarray
+    known: np.ndarray
+    method: str
+    spent: int
+    budget: int
+    rtol: float
+
+
+def _plain_zero() -> Ratios:
+    return ratios(exactly(np.zeros(1)))
+
+
+def _method(method: str, measured: int, size: int) -> str:
+    return f"{method}, {measured} of {size} entries exact" if measured else method
+
+
+def _notes(status: str, blocks: Blocks) -> dict[str, str]:
     """What the diagonal's status says of each label; entries that are not finite are counted anew."""
-    own: dict[str, list[str]] = {label: [] for label in [*found.blocks, ALL]}
-    for remark in found.status.split("; "):
+    own: dict[str, list[str]] = {label: [] for label in [*blocks, ALL]}
+    for remark in status.split("; "):
         name = remark.split(": ")[0]
         if remark == "ok" or remark.endswith(" are not finite"):
             continue
-        for label in (name, ALL) if name in found.blocks else own:
+        of = [block.name for block in blocks.of_parameter(name)] if name in blocks.layout else []
+        for label in [*of, ALL] if of else own:
             own[label].append(remark)
     return {label: "; ".join(remarks) for label, remarks in own.items()}
 
 
-def _ratio(refinement: Refinement, label: str, method: str, note: str) -> RMed:
-    own = refinement.entries.take(refinement.labels[label])
-    best, size = own.best, own.values.size
-    zeros = int(((best == 0) & ~(own.errors > 0)).sum())
-    measured = int((~np.isnan(own.exact)).sum())
-    how = f"{method}, {measured} of {size} entries exact" if measured else method
-    bad = size - int(np.isfinite(best).sum())
-    if bad:
+def _zero(seen: _Seen, note: str) -> RMed:
+    """A block of rounding errors, which has no ratio."""
+    magnitudes, nan = np.abs(seen.best), math.nan
+    reason = "zero to rounding: the block's entries are what rounding leaves beside those of the other blocks"
+    return RMed(
+        nan, nan, nan, float(magnitudes.max()), float(np.median(magnitudes)), int((magnitudes == 0).sum()),
+        magnitudes.size, seen.method, nan, nan, nan, _joined(reason, note),
+    )  # fmt: skip
+
+
+def _ratio(seen: _Seen, of: Callable[[], Ratios], note: str) -> RMed:
+    size = seen.best.size
+    zeros = int(((seen.best == 0) & seen.known).sum())
+    bad = size - int(np.isfinite(seen.best).sum())
+    if bad or not size:
         nan = math.nan
-        reason = f"{bad} of {size} entries of the diagonal are not finite"
-        return RMed(nan, nan, nan, nan, nan, zeros, size, how, nan, nan, nan, _joined(reason, note))
-    found = refinement.of(label)
-    entries = np.sort(np.abs(best))
+        reason = f"{bad} of {size} entries of the diagonal are not finite" if size else "the block has no entries"
+        return RMed(nan, nan, nan, nan, nan, zeros, size, seen.method, nan, nan, nan, _joined(reason, note))
+    found = of()
+    entries = np.sort(np.abs(seen.best))
     value, low, high = found.ratio
-    status = _status(entries, zeros, bool(own.known.all()), low, high, refinement)
     return RMed(
         value=value,
         low=low,
@@ -206,11 +315,11 @@ def _ratio(refinement: Refinement, label: str, method: str, note: str) -> RMed:
         median=found.median,
         zeros=zeros,
         size=size,
-        method=how,
+        method=seen.method,
         nonzero=_nonzero(entries, zeros, found),
         tenth=found.tenth,
         q99=found.q99,
-        status=_joined(status, note),
+        status=_joined(_status(seen, entries, zeros, low, high), note),
     )
 
 
@@ -224,22 +333,22 @@ def _nonzero(entries: np.ndarray, zeros: int, found: Ratios) -> float:
     return over(found.max, float(np.median(entries[entries > 0])) if zeros else found.median)
 
 
-def _status(entries: np.ndarray, zeros: int, exact: bool, low: float, high: float, refinement: Refinement) -> str:
+def _status(seen: _Seen, entries: np.ndarray, zeros: int, low: float, high: float) -> str:
     size = entries.size
     lower, upper = float(entries[(size - 1) // 2]), float(entries[size // 2])
     if zeros == size:
         return "all entries are exactly zero: the loss does not curve along this block"
     if upper == 0:
         return f"the median is zero: {zeros} of {size} entries are exactly zero"
-    if exact and (lower == 0 or upper > (1 + MEDIAN_GAP) * lower):
+    if seen.known.all() and (lower == 0 or upper > (1 + MEDIAN_GAP) * lower):
         return (
             f"the lower and the upper median differ by more than {100 * MEDIAN_GAP:.0f} %: {lower:.3g} and {upper:.3g}"
         )
-    spent = f" after {refinement.spent} of at most {refinement.budget} exact entries" if refinement.budget else ""
+    spent = f" after {seen.spent} of at most {seen.budget} exact entries" if seen.budget else ""
     if math.isinf(high):
         return f"too few samples to bound the median away from zero: no upper end{spent}"
-    if refinement.budget and high > (1 + refinement.rtol) * low:
-        return f"the interval is {100 * (high / low - 1):.0f} % wide, not {100 * refinement.rtol:.0f} %{spent}"
+    if seen.budget and high > (1 + seen.rtol) * low:
+        return f"the interval is {100 * (high / low - 1):.0f} % wide, not {100 * seen.rtol:.0f} %{spent}"
     return "ok"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -26,7 +26,7 @@ class Refinement:
         values: Estimated entries (P,).
         sem: Their standard errors (P,).
         rows: Number of each entry's row (P,).
-        labels: Label -> where its entries stand in (P,), the whole among them.
+        labels: Label -> where its entries stand in (P,), a slice or positions; the whole among them.
         measure: Exact entries at some indices, one product each.
         max_matvecs: Products that may be spent.
         rtol: Width high / low - 1 at which an interval is narrow enough.
@@ -39,7 +39,7 @@ class Refinement:
         values: np.ndarray,
         sem: np.ndarray,
         rows: np.ndarray,
-        labels: dict[str, slice],
+        labels: Mapping[str, slice | np.ndarray],
         measure: Callable[[np.ndarray], np.ndarray] | None = None,
         max_matvecs: int = 0,
         rtol: float = 0.1,
@@ -47,27 +47,25 @@ class Refinement:
         dof: np.ndarray | None = None,
     ):
         blocks = np.zeros(values.size, dtype=int)
-        for number, where in enumerate(labels.values()):
-            if where.stop - where.start < values.size:
+        self.labels = {label: np.arange(values.size)[where] for label, where in labels.items()}
+        for number, where in enumerate(self.labels.values()):
+            if where.size < values.size:
                 blocks[where] = number
         dof = np.full(values.size, np.inf) if dof is None else dof
         self.entries = Entries(values, sem, rows, np.full(values.size, np.nan), blocks, dof)
-        self.labels = labels
         self.budget = self.left = max_matvecs if measure else 0
         self.spent = 0
         self.rtol = rtol
         self._measure = measure
         self._seed = seed
         self._rng = np.random.default_rng(seed)
-        self._found: dict[tuple[int, int], Ratios] = {}
+        self._found: dict[str, Ratios] = {}
 
     def of(self, label: str) -> Ratios:
         """R_med of one label with its interval."""
-        where = self.labels[label]
-        key = where.start, where.stop
-        if key not in self._found:
-            self._found[key] = ratios(self.entries.take(where), self._seed)
-        return self._found[key]
+        if label not in self._found:
+            self._found[label] = ratios(self.entries.take(self.labels[label]), self._seed)
+        return self._found[label]
 
     def width(self, label: str) -> float:
         """Relative width high / low - 1 of R_med's interval; 0 where it is inf throughout."""
@@ -79,15 +77,12 @@ class Refinement:
         if self.left <= 0:
             return
         sound = [n for n, i in self.labels.items() if np.isfinite(self.entries.values[i] + self.entries.sem[i]).all()]
-        for label in sorted(sound, key=lambda name: self._indices(name).size):
-            indices = self._indices(label)
+        for label in sorted(sound, key=lambda name: self.labels[name].size):
+            indices = self.labels[label]
             if indices.size <= min(SMALL, self.left) and self.width(label) > self.rtol:
                 self._take(indices)
         for label in sorted(sound, key=self.width):
             self._narrow(label)
-
-    def _indices(self, label: str) -> np.ndarray:
-        return np.arange(self.labels[label].start, self.labels[label].stop)
 
     def _take(self, indices: np.ndarray) -> None:
         """Measure what is not known of these entries, as far as the budget goes."""
@@ -98,22 +93,22 @@ class Refinement:
         self.entries.exact[indices] = self._measure(indices)
         self.left -= indices.size
         self.spent += indices.size
-        for where in self.labels.values():
-            if ((indices >= where.start) & (indices < where.stop)).any():
-                self._found.pop((where.start, where.stop), None)
+        for label, where in self.labels.items():
+            if np.isin(indices, where).any():
+                self._found.pop(label, None)
 
     def _narrow(self, label: str) -> None:
         """Measure likely maxima or a sample for the median, whichever is less certain, until R_med is narrow."""
         candidates, sample = float(BATCH), float(FIRST_SAMPLE)
         while self.left > 0 and self.width(label) > self.rtol:
-            found, first = self.of(label), self.labels[label].start
+            found, places = self.of(label), self.labels[label]
             if found.leaders.size and (found.spread[0] >= found.spread[1] or not found.doubtful[0].size):
-                self._take(first + found.leaders[: int(candidates)])
+                self._take(places[found.leaders[: int(candidates)]])
                 candidates *= GROWTH
                 continue
             where, doubt = found.doubtful
             if not where.size:
                 return
             count = min(int(sample), where.size)
-            self._take(first + self._rng.choice(where, count, replace=False, p=doubt / doubt.sum()))
+            self._take(places[self._rng.choice(where, count, replace=False, p=doubt / doubt.sum())])
             sample *= GROWTH

@@ -1,0 +1,187 @@
+"""R_med where the Hessian is taken apart as G + R: the model of r, what products tell, and intervals on real models."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import geomtraj as gt
+from geomtraj.statistics.r_med.block import BlockKnown, analyse, middle
+from geomtraj.statistics.r_med.share import ShareModel
+from geomtraj.statistics.r_med.survey import Survey
+
+
+def drawn_shares(rng: np.random.Generator, count: int, heavy: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """x, noisy shares whose centre and scale depend on x, and their noise."""
+    x = rng.uniform(-2, 2, count)
+    base = rng.standard_t(4, count) if heavy else rng.standard_normal(count)
+    noise = rng.uniform(0.1, 0.5, count)
+    return x, 2 - 0.5 * x + np.exp(-0.3 * x) * base + noise * rng.standard_normal(count), noise
+
+
+@pytest.mark.parametrize("heavy", [False, True])
+def test_centre_and_scale_are_found_from_noisy_shares(heavy):
+    x, y, noise = drawn_shares(np.random.default_rng(0), 2000, heavy)
+    centre, scale = ShareModel(x, y, noise, np.ones(2000)).location(np.array([-1.0, 0.0, 1.0]))
+    assert centre == pytest.approx([2.5, 2.0, 1.5], abs=0.12)
+    assert scale == pytest.approx(np.exp([0.3, 0.0, -0.3]), rel=0.1)
+
+
+def test_draws_hold_what_was_measured_and_widen_where_nothing_was():
+    rng = np.random.default_rng(1)
+    x, y, noise = drawn_shares(rng, 300, False)
+    model = ShareModel(x, y, noise, np.ones(300))
+    places = np.zeros(3)
+    drawn = model.draw(places, np.array([3.0, 3.0, 0.0]), np.array([1e-3, 0.5, math.inf]), 4000, rng)
+    assert drawn.mean(0) == pytest.approx([3.0, 2.8, 2.0], abs=0.15)
+    assert drawn.std(0) == pytest.approx([1e-3, math.sqrt(0.2), 1.0], rel=0.2, abs=1e-3)
+
+
+def test_the_weighted_median_counts_zeros_and_what_entries_stand_for():
+    values = np.array([[1.0, 3.0, 2.0, 4.0]])
+    assert middle(values, np.ones(4), 0)[0] == 2.5 and middle(values, np.ones(4), 1)[0] == 2.0
+    assert middle(values, np.array([1.0, 1.0, 3.0, 1.0]), 0)[0] == 2.0
+    assert middle(values, np.ones(4), 5)[0] == 0.0 and middle(values, np.ones(4), 4)[0] == 0.5
+
+
+def test_a_product_tells_of_its_entries_and_of_its_noise():
+    rng = np.random.default_rng(0)
+    size, g = 200, np.exp(rng.standard_normal(200))
+    off = rng.standard_normal((size, size)) * 0.05
+    share = 0.3 + 0.2 * rng.standard_normal(size)
+    matrix = np.sqrt(g)[:, None] * (off + off.T) * np.sqrt(g)
+    matrix[np.arange(size), np.arange(size)] = g * share
+    known = BlockKnown(0, np.arange(size), g, np.zeros(size), 0)
+    survey = Survey({"w": known}, lambda v: matrix @ v, 0, size)
+    survey.run(40, 0.0)
+    y, noise = known.share
+    measured = np.isfinite(noise)
+    z = (y - share)[measured] / noise[measured]
+    assert measured.sum() > 30 and 0.7 < np.mean(z**2) < 1.4
+    assert known.own_noise == pytest.approx(0.05 * math.sqrt(2), rel=0.4)
+    draws, truth = analyse(known, rng), np.abs(g * (1 + share))
+    assert abs(np.log(np.median(draws.median) / np.median(truth))) < 0.1
+    assert abs(np.log(np.median(draws.largest) / truth.max())) < 0.1
+
+
+class Transformer(nn.Module):
+    """Two layers of attention and perceptron on five positions, keys with a bias that changes nothing."""
+
+    def __init__(self, width: int = 8, tokens: int = 40):
+        super().__init__()
+        self.embedding = nn.Embedding(tokens, width)
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(width, 2, 16, 0.0, F.gelu, batch_first=True, norm_first=True) for _ in range(2)
+        )
+        self.head = nn.Linear(width, tokens)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens)
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x)
+
+
+def transformer(steps: int, dtype: torch.dtype = torch.float64) -> gt.Problem:
+    torch.manual_seed(4)
+    model = Transformer()
+    tokens = torch.randint(0, 40, (16, 6))
+    tokens[:, 1::2] = (tokens[:, ::2] * 7 + 3) % 40
+
+    def loss(model: nn.Module, batch: Tensor) -> Tensor:
+        logits = model(batch[:, :-1])
+        return F.cross_entropy(logits.transpose(1, 2), batch[:, 1:], reduction="none")
+
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss(model, tokens).mean().backward()
+        optimizer.step()
+    return gt.Problem(model.to(dtype), loss, [tokens[:9], tokens[9:]])
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[gt.Problem, dict[str, gt.RMed]]:
+    problem = transformer(60)
+    return problem, gt.r_med(problem, method="exact")
+
+
+def test_intervals_hold_the_exact_value_and_values_are_near(trained):
+    problem, exact = trained
+    hits, logs = [], []
+    for seed in range(3):
+        for label, found in gt.r_med(problem, "probing", seed, samples=8, max_matvecs=8).items():
+            truth = exact[label].value
+            if math.isfinite(truth):
+                hits.append(found.low * 0.999 <= truth <= found.high * 1.001)
+                logs.append(math.log(found.value / truth))
+    assert np.mean(hits) > 0.85 and np.sqrt(np.mean(np.square(logs))) < 0.3
+
+
+def test_a_larger_budget_gives_smaller_errors_and_widths(trained):
+    problem, exact = trained
+    errors, widths = [], []
+    for samples in (2, 32):
+        found = gt.r_med(problem, "probing", samples=samples, max_matvecs=0)
+        finite = [k for k in exact if math.isfinite(exact[k].value)]
+        errors.append(np.sqrt(np.mean([math.log(found[k].value / exact[k].value) ** 2 for k in finite])))
+        widths.append(np.median([math.log(found[k].high / found[k].low) for k in finite]))
+    assert errors[1] < errors[0] and widths[1] < 0.7 * widths[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_keys_biases_are_zero_to_rounding_and_leave_the_rest(dtype):
+    problem = transformer(20, dtype)
+    keys = [name for name in problem.blocks if name.endswith("in_proj_bias[k]")]
+    for method in ("probing", "exact"):
+        found = gt.r_med(problem, method, samples=2, max_matvecs=4)
+        zero = [name for name, r in found.items() if r.status.startswith("zero to rounding")]
+        assert zero == keys and len(keys) == 2
+        assert all(math.isnan(found[name].value) and math.isnan(found[name].high) for name in zero)
+        assert math.isfinite(found["all"].value)
+
+
+@pytest.mark.parametrize("method", ["probing", "exact"])
+@pytest.mark.parametrize("size", [1e-3, 1e-5])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_block_that_is_truly_small_is_not_zero(method, size, dtype):
+    torch.manual_seed(0)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.small, self.last = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 40)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(torch.tanh(self.first(x) + size * self.small(x)))
+
+    x, y = torch.randn(20, 4, dtype=dtype), torch.randint(0, 40, (20,))
+    problem = gt.Problem(Net().to(dtype), lambda m, b: F.cross_entropy(m(b[0]), b[1], reduction="none"), [(x, y)])
+    found = gt.r_med(problem, method, samples=4)
+    assert math.isfinite(found["small.weight"].value) and "zero" not in found["small.weight"].status
+    assert found["small.weight"].max < 2 * size**2 * found["first.weight"].max
+
+
+def test_entries_without_curvature_are_zeros_and_a_zero_median_is_infinite():
+    """Most tokens do not occur."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(50, 4), nn.Flatten(), nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 40)).double()
+    tokens, y = torch.randint(0, 12, (10, 2)), torch.randint(0, 40, (10,))
+    problem = gt.Problem(model, lambda m, b: F.cross_entropy(m(b[0]), b[1], reduction="none"), [(tokens, y)])
+    found, exact = gt.r_med(problem, "probing", samples=4)["0.weight"], gt.r_med(problem, "exact")["0.weight"]
+    assert found.zeros == exact.zeros > 100 and found.value == math.inf and "exactly zero" in found.status
+    assert found.nonzero == pytest.approx(exact.nonzero, rel=0.6)
+
+
+def test_the_same_seed_gives_the_same_bits_whatever_was_measured_before(trained):
+    problem, _ = trained
+    moved = problem.theta() * 1.01
+    alone = gt.r_med(transformer(60), "probing", 3, samples=2, max_matvecs=4)
+    gt.r_med(problem, "probing", 1, moved, samples=2, max_matvecs=4)
+    again = gt.r_med(problem, "probing", 3, samples=2, max_matvecs=4)
+    assert str(alone) == str(again) != str(gt.r_med(problem, "probing", 4, samples=2, max_matvecs=4))
