@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,10 +15,7 @@ from geomtraj.measuring.content import content_of, still
 from geomtraj.measuring.folder import Stored, counted, key, read_stored
 from geomtraj.measuring.record import Measurement
 from geomtraj.measuring.summary import Summary, keys_of_format_1, read_summary
-from geomtraj.measuring.unit import Unit, put_into
-from geomtraj.problem import Problem
-from geomtraj.statistics import Statistic
-from geomtraj.trajectory import Trajectory
+from geomtraj.measuring.unit import Job, Unit, put_into
 from geomtraj.trajectory.store import DamagedFile
 
 LOSS_TOLERANCE = 1e-4
@@ -66,16 +62,12 @@ class Lookup:
         return len(stale)
 
 
-def look_up(
-    folder: Path, trajectory: Trajectory, statistics: Mapping[str, Statistic], fingerprint: str, again: bool
-) -> Lookup:
-    """What a folder holds for these iterates, statistics, settings and problem.
+def look_up(folder: Path, job: Job, again: bool) -> Lookup:
+    """What a folder holds for the iterates, statistics, settings and problem of a job.
 
     Args:
         folder: Where results are kept.
-        trajectory: What is measured.
-        statistics: By name.
-        fingerprint: Of the problem.
+        job: What is measured.
         again: Whether results that are failures are measured again.
 
     Raises:
@@ -88,15 +80,15 @@ def look_up(
         if "newer" in str(error):
             raise
         lookup.remarks.append(f"{error}")
-    keys = {name: key(name, s.settings(), fingerprint) for name, s in statistics.items()}
+    keys = {name: key(name, s.settings(), job.fingerprint) for name, s in job.statistics.items()}
     stored = read_stored(folder, keys.values())
     seen = lookup.summary.iterates if lookup.summary else {}
     told: Counter[str] = Counter()
-    for step in trajectory.steps:
-        content = still(seen, trajectory.path, step)
-        for name, statistic in statistics.items():
+    for step in job.trajectory.steps:
+        content = still(seen, job.trajectory.path, step)
+        for name in job.statistics:
             m = stored.results.get((step, keys[name]))
-            why = "" if m is None else _doubt(m, statistic, content, again)
+            why = "" if m is None else _doubt(m, job, content, again)
             if m is None or why:
                 lookup.missing.append((step, name))
                 told[why] += 1
@@ -111,13 +103,16 @@ def look_up(
 _OTHER_ITERATE = "of other iterates than those recorded now"
 
 
-def _doubt(m: Measurement, statistic: Statistic, content: str | None, again: bool) -> str:
+def _doubt(m: Measurement, job: Job, content: str | None, again: bool) -> str:
     """Why a stored result is not believed; empty if it is."""
+    statistic = job.statistics[m.statistic]
     failure = m.made.get("failure")
     if failure is not None and (again or failure["again"] or failure["code"] != failure_code(statistic)):
         return "failures"
     if m.made.get("code", "") != code_of(statistic):
         return "of a statistic whose code has changed"
+    if m.matvecs and job.problem.check and not m.made.get("checked", True):
+        return "of derivatives that were not checked (check=False)"
     return _OTHER_ITERATE if content is not None and content != m.iterate else ""
 
 
@@ -140,21 +135,21 @@ def other_iterates(folder: Path, count: int) -> str:
     return f"{folder}: {counted(range(count), 'stored result')} {_OTHER_ITERATE}: measured anew."
 
 
-def loss_holds(trajectory: Trajectory, problem: Problem, stored: list[Measurement]) -> bool:
+def loss_holds(job: Job, stored: list[Measurement]) -> bool:
     """Whether one forward pass at a stored iterate gives its stored loss; True where none can be compared."""
     finite = [m for m in stored if m.statistic == "loss" and "loss" in m.quantities]
     places = sorted({0, len(finite) // 2, len(finite) - 1}) if finite else []
     for m in (finite[place] for place in places):
         with one_at_a_time():
             try:
-                iterate = trajectory.at_step(m.step)
+                iterate = job.trajectory.at_step(m.step)
             except DamagedFile:
                 continue
             if content_of(iterate) != m.iterate:
                 continue
-            with preserved_state(problem.model):
-                put_into(problem, trajectory, iterate)
-                return same_loss(m.quantities["loss"].value, float(problem.loss()))
+            with preserved_state(job.problem.model):
+                put_into(job.problem, job.trajectory, iterate)
+                return same_loss(m.quantities["loss"].value, float(job.problem.loss()))
     return True
 
 

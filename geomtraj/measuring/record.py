@@ -39,7 +39,7 @@ class Measurement:
         matvecs: Hessian-vector products spent.
         seconds: Time spent.
         made: How it was made: problem fingerprint, dtype, device, threads, versions; "failure" where the statistic
-            raised an error; "code" where it is defined outside geomtraj; "guard", what the problem's check found;
+            raised an error; "code" where it is defined outside geomtraj; "guard", what checking the derivatives found;
             "blocks", {label: [kind, shape]} of the quantities that belong to blocks (`geomtraj.blocks.Block.kind`).
         iterate: Checksum of the parameters and buffers it was measured at; empty where that is not known.
     """

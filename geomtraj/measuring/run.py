@@ -127,14 +127,12 @@ class _Run:
     def looked_up(self, resume: bool, retry: bool) -> Lookup:
         """What is stored already and believed, and what is missing."""
         self.by_the_first(self._check_folder)
-        lookup: Lookup = self.by_the_first(
-            lambda: look_up(self.folder, self.trajectory, self.statistics, self.fingerprint, retry)
-        )
+        lookup: Lookup = self.by_the_first(lambda: look_up(self.folder, self.job, retry))
         if not resume:
             lookup.disbelieve()
             lookup.remarks = []
         stored = [*lookup.found, *lookup.claims.values()]
-        if stored and not loss_holds(self.trajectory, self.problem, stored):
+        if stored and not loss_holds(self.job, stored):
             lookup.remarks.append(
                 f"{self.folder}: {counted(range(lookup.disbelieve()), 'stored result')} of another loss than this one, "
                 "as one forward pass shows: measured anew."

@@ -81,6 +81,7 @@ def at_iterate(job: Job, unit: Unit) -> Generator[Read | Measurement, None, None
     Raises:
         TrajectoryError: The trajectory is of another model.
         InputError: A statistic refuses the caller's input at the first iterate.
+        ComputationError: The problem's second derivatives are wrong.
     """
     trajectory, problem, statistics = job.trajectory, job.problem, job.statistics
     with one_at_a_time():
@@ -121,15 +122,15 @@ def put_into(problem: Problem, trajectory: Trajectory, iterate: Iterate) -> None
 def made_by(job: Job) -> dict[str, Any]:
     """What the numbers depend on besides the iterate, the statistic and its settings."""
     problem = job.problem
-    made: dict[str, Any] = {
+    return {
         "problem": job.fingerprint,
         "dtype": str(problem.dtype).removeprefix("torch."),
         "device": str(problem.device),
         "threads": torch.get_num_threads(),
         "geomtraj": __version__,
         "torch": torch.__version__,
+        "checked": problem.check,
     }
-    return made
 
 
 def _measured(statistic: Statistic, point: Point, blank: Measurement, first: bool) -> Measurement:
@@ -156,12 +157,8 @@ def _measured(statistic: Statistic, point: Point, blank: Measurement, first: boo
             made=blank.made | _about_blocks(point.problem, outcome) | _about_guard(point.problem),
         )
         return from_text(to_text(found))  # as it will be read
-    except InputError as error:
-        if first or shared(point.problem):
-            raise
-        return _failed(blank, statistic, error, time.perf_counter() - started)
     except Exception as error:
-        if shared(point.problem):
+        if shared(point.problem) or (first and isinstance(error, InputError)) or _refused(point.problem):
             raise
         return _failed(blank, statistic, error, time.perf_counter() - started)
 
@@ -173,8 +170,13 @@ def _about_blocks(problem: Problem, outcome: Outcome) -> dict[str, Any]:
 
 
 def _about_guard(problem: Problem) -> dict[str, Any]:
-    """What the check of the problem's derivatives found and cost, once it has been made."""
+    """What the check of the problem's derivatives found and cost; nothing before they were needed."""
     return {} if problem.guard is None else {"guard": asdict(problem.guard)}
+
+
+def _refused(problem: Problem) -> bool:
+    """Whether the problem's derivatives are wrong, at this iterate and at any other."""
+    return problem.guard is not None and bool(problem.guard.refusal)
 
 
 def shared(problem: Problem) -> bool:

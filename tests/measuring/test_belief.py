@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from measured import X, Y, files, losses, net, numbers, problem, record
 from torch.nn import functional as F
 
 import geomtraj as gt
-from geomtraj.errors import TrajectoryError
+from geomtraj.errors import ComputationError, TrajectoryError
 from geomtraj.measuring import lookup, unit
 from geomtraj.measuring.content import content_of
 from geomtraj.measuring.record import Measurement, from_text, read_measurement, to_text
@@ -282,11 +283,41 @@ def test_each_iterate_is_read_once(run, monkeypatch):
 def test_what_numbers_depend_on_is_stored(run):
     made = measured(run).of("trace")[0].made
     assert made["threads"] == torch.get_num_threads() and made["dtype"] == "float32" and made["problem"]
-    guarded = problem()
-    guarded.guard = {"checked": False}
-    assert measured(run, gt.STATISTICS["trace"](probes=3), problem=guarded).of("trace")[0].made["guard"] == {
-        "checked": False
-    }
+    assert made["checked"] and made["guard"]["status"] == "ok"
+
+
+def test_what_was_not_checked_says_so_and_is_measured_anew_by_a_problem_that_checks(run, counted):
+    trusting = gt.Problem(net(), losses, [(X, Y)], check=False)
+    results = measured(run, problem=trusting)
+    assert all("not checked (check=False)" in m.status for m in results.of("trace"))
+    assert all(m.status == "ok" for m in results.of("loss"))
+    counted.clear()
+    measured(run, problem=trusting)
+    assert not counted
+    again = measured(run, problem=gt.Problem(net(), losses, [(X, Y)]))
+    assert counted == ["trace"] * 4 and any("4 stored results of derivatives that were not" in r for r in again.remarks)
+    assert all(m.status == "ok" for m in again.measurements)
+
+
+class WrongSquare(torch.autograd.Function):
+    """Its second derivative is silently zero."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.twice = 2 * x
+        return x * x
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * ctx.twice
+
+
+def test_a_problem_whose_derivatives_are_wrong_is_refused(run):
+    wrong = gt.Problem(net(), lambda model, b: WrongSquare.apply(model(b[0])).sum(1), [(X, Y)])
+    with pytest.raises(ComputationError, match="."):
+        measured(run, problem=wrong)
+    with ThreadPoolExecutor(2) as executor, pytest.raises(ComputationError, match="."):
+        measured(run, problem=wrong, executor=executor)
 
 
 def test_a_problem_is_named_once_in_a_call(run, monkeypatch):
