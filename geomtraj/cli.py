@@ -20,7 +20,6 @@ from geomtraj.contrast import contrast
 from geomtraj.contrast.naming import by_optimizer
 from geomtraj.errors import GeomtrajError, InputError
 from geomtraj.measuring import Results, measure
-from geomtraj.measuring.folder import read_stored
 from geomtraj.measuring.workers import pool
 from geomtraj.problem import Problem
 from geomtraj.report import report
@@ -240,7 +239,7 @@ def sweep_command(
 @RUNS
 def verify_command(runs: tuple[Path, ...]) -> None:
     """Read every file of runs and list what is damaged; exit status 1 where something is."""
-    checks = [verify(run, _damaged_results) for run in runs]
+    checks = [verify(run, measuring.check_results) for run in runs]
     click.echo("\n".join(map(str, checks)))
     if not all(check.whole for check in checks):
         sys.exit(1)
@@ -251,7 +250,7 @@ def verify_command(runs: tuple[Path, ...]) -> None:
 def repair_command(runs: tuple[Path, ...]) -> None:
     """Set damaged files of runs aside and rebuild what the others can tell; nothing is deleted."""
     for run in runs:
-        done = repair(run)
+        done = repair(run) + measuring.repair_results(run)
         click.echo("\n".join(f"{run}: {what}" for what in done or ["nothing to repair"]))
 
 
@@ -278,14 +277,6 @@ def _task(name: str, options: Iterable[str], text: Path | None, device: str) -> 
     if text is not None:
         given["text"] = str(text.resolve())
     return tasks.make(name, **given)
-
-
-def _damaged_results(run: Path) -> list[tuple[str, str]]:
-    """The stored results of a run that measuring passes over, each with the reason."""
-    stored = read_stored(run)
-    damaged = [(f"results/{file}", "its checksum does not hold") for file in stored.damaged]
-    other = "it holds another step, statistic, setting or problem than its name says"
-    return damaged + [(f"results/{file}", other) for file in stored.misnamed]
 
 
 def _pairs(pairs: Iterable[str], flag: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import geomtraj as gt
 from geomtraj.statistics import Outcome, Quantity, Statistic
+from geomtraj.trajectory import store
 
 X = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(12) % 2
@@ -43,6 +44,13 @@ def record(path, steps=6, lr=0.1, poison=None, seed=0, every=2):
                 with torch.no_grad():
                     model[0].weight.fill_(math.nan)
     return gt.Trajectory(path)
+
+
+def alter(trajectory, step):
+    """Records an iterate of the same run anew, with other parameters."""
+    content = store.read_iterate(trajectory.path, step)
+    next(iter(content["parameters"].values())).add_(0.01)
+    store.write_iterate(trajectory.path, step, content)
 
 
 def files(trajectory):

@@ -146,25 +146,32 @@ class Results:
             stored = read_stored(path, summary.keys.values())
             found, remarks = list(stored.results.values()), stored.remarks(path)
             others = of_other_iterates(folder, summary.iterates, found)
-            if others:
-                found = [m for m in found if m.step not in others or m.iterate == others[m.step]]
-                count = len(stored.results) - len(found)
-                remarks.append(
-                    f"{path}: {counted(range(count), 'stored result')} of other iterates than those recorded now: "
-                    "left out; call gt.measure again."
-                )
+            remarks += _left_out(path, found, others)
+            found = [m for m in found if m.iterate == others.get(m.step, m.iterate)]
         for sentence in remarks:
             _LOG.warning(sentence)
         return cls(path, manifest, found, read_log(folder), remarks)
 
 
+def _left_out(path: Path, found: list[Measurement], others: Mapping[int, str]) -> list[str]:
+    """Sentences about results that are not believed because of their iterates."""
+    told = []
+    for why, unreadable in (("of other iterates than those recorded now", False), ("of unreadable iterates", True)):
+        left = [
+            m for m in found if m.step in others and others[m.step] != m.iterate and unreadable != bool(others[m.step])
+        ]
+        if left:
+            told.append(f"{path}: {counted(left, 'stored result')} {why}: left out; call gt.measure again.")
+    return told
+
+
 def of_other_iterates(folder: Path, seen: Mapping[int, Seen], found: list[Measurement]) -> dict[int, str]:
-    """Step -> what its iterate holds now, where a result was measured at something else.
+    """Step -> what its iterate holds now, where a result was measured at something else; "" if it cannot be read.
 
     Only files that have changed since `measure` read them are read; iterates that are gone contradict nothing.
     """
     others: dict[int, str] = {}
-    now: dict[int, str | None] = {}
+    now: dict[int, str] = {}
     recorded = set(stored_steps(folder))
     trajectory = Trajectory(folder) if recorded else None
     for m in found:
@@ -172,14 +179,13 @@ def of_other_iterates(folder: Path, seen: Mapping[int, Seen], found: list[Measur
             continue
         if m.step not in now:
             now[m.step] = still(seen, folder, m.step) or _content(trajectory, m.step)
-        content = now[m.step]
-        if content is not None and content != m.iterate:
-            others[m.step] = content
+        if now[m.step] != m.iterate:
+            others[m.step] = now[m.step]
     return others
 
 
-def _content(trajectory: Trajectory, step: int) -> str | None:
+def _content(trajectory: Trajectory, step: int) -> str:
     try:
         return content_of(trajectory.at_step(step))
     except TrajectoryError:
-        return None
+        return ""

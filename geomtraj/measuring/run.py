@@ -221,7 +221,7 @@ class _Run:
             if name not in event.stale:
                 self.found.append(m)
                 continue
-            self._stale += 1
+            self._stale += event.seen is not None
             pace.left[name] = pace.left.get(name, 0) + 1
             bar.more(1)
 

@@ -65,7 +65,7 @@ class Read:
     Attributes:
         step: Of the iterate.
         seen: What it holds; None if it is damaged.
-        stale: Statistics whose stored results name another content.
+        stale: Statistics whose stored results name another content, or a content that cannot be read.
     """
 
     step: int
@@ -89,8 +89,8 @@ def at_iterate(job: Job, unit: Unit) -> Generator[Read | Measurement, None, None
         try:
             iterate = trajectory.at_step(unit.step)
         except DamagedFile as error:
-            yield Read(unit.step, None)
-            for name in unit.missing:
+            yield Read(unit.step, None, tuple(unit.claimed))
+            for name in (*unit.missing, *unit.claimed):
                 yield Measurement(unit.step, math.nan, name, statistics[name].settings(), {}, status=str(error))
             return
         content = content_of(iterate)

@@ -225,8 +225,8 @@ def _alone(
             yield from _through(fresh, parcel, packed, left, over)
         except BrokenExecutor:
             status = "failed: the worker process that measured it ended twice (killed, or out of memory)"
-            yield Read(unit.step, None)
-            for name in unit.missing:
+            yield Read(unit.step, None, tuple(unit.claimed))
+            for name in (*unit.missing, *unit.claimed):
                 yield Measurement(unit.step, math.nan, name, {}, {}, status=status)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from measured import X, Y, files, losses, net, numbers, problem, record
+from measured import X, Y, alter, files, losses, net, numbers, problem, record
 from torch.nn import functional as F
 
 import geomtraj as gt
@@ -51,16 +51,18 @@ def fresh(run, tmp_path, *statistics):
 def test_iterates_recorded_anew_with_another_seed_are_noticed(run, tmp_path, counted):
     measured(run)
     shutil.rmtree(run.path / "iterates")
-    shutil.copytree(record(tmp_path / "other", seed=1).path / "iterates", run.path / "iterates")
+    other = record(tmp_path / "other", seed=1)
+    shutil.copytree(other.path / "iterates", run.path / "iterates")
+    shutil.copy(other.path / "manifest.json", run.path)
     assert len(gt.measure(run.path, problem(), ["trace"]).measurements) == 8 and len(counted) == 16
     results = measured(run.path)
     assert numbers(results) == fresh(gt.Trajectory(run.path), tmp_path) and len(counted) == 24
 
 
-def test_stale_results_are_counted_and_left_out_where_iterates_cannot_be_measured(run, tmp_path, caplog):
+def test_stale_results_are_counted_and_left_out_where_nothing_is_measured(run, caplog):
     measured(run)
     for step in (2, 6):
-        shutil.copy(record(tmp_path / f"{step}", seed=step).path / "iterates" / f"{step:08d}.h5", run.path / "iterates")
+        alter(run, step)
     loaded = gt.Results.load(run.path)
     assert loaded.steps == [0, 4]
     assert any("4 stored results of other iterates" in sentence for sentence in loaded.remarks)
@@ -70,15 +72,19 @@ def test_stale_results_are_counted_and_left_out_where_iterates_cannot_be_measure
     assert not gt.Results.load(run.path).remarks
 
 
-def test_two_iterates_that_were_swapped_are_noticed(run, tmp_path):
-    before = measured(run).losses()
+def test_results_of_iterates_that_cannot_be_read_any_more_are_not_believed(run):
+    first = measured(run)
     a, b = (run.path / "iterates" / f"{step:08d}.h5" for step in (2, 4))
     content = a.read_bytes(), b.read_bytes()
-    real_2 = gt.Trajectory(run.path).at_step(2)
-    a.write_bytes(content[1]), b.write_bytes(content[0])
-    after = measured(run.path).losses()
-    if gt.Trajectory(run.path).at_step(4).theta.equal(real_2.theta):  # a store that finds it itself reads neither
-        assert after[2] == before[4] and after[4] == before[2]
+    a.write_bytes(content[1]), b.write_bytes(content[0])  # each says another step than its name
+    loaded = gt.Results.load(run.path)
+    assert loaded.steps == [0, 6] and "4 stored results of unreadable iterates" in loaded.remarks[0]
+    again = measured(run)
+    assert again.losses().keys() == {0, 6} and all(
+        "damaged" in m.status for m in again.measurements if m.step in (2, 4)
+    )
+    a.write_bytes(content[0]), b.write_bytes(content[1])
+    assert numbers(gt.Results.load(run.path)) == numbers(first) == numbers(measured(run))
 
 
 def test_what_a_file_says_must_be_what_its_name_says(run, counted, tmp_path):
@@ -275,7 +281,9 @@ def test_each_iterate_is_read_once(run, monkeypatch):
     from geomtraj.trajectory import store
 
     reads, real = [], store.read_iterate
-    monkeypatch.setattr(store, "read_iterate", lambda folder, step: reads.append(step) or real(folder, step))
+    monkeypatch.setattr(
+        store, "read_iterate", lambda folder, step, *a, **k: reads.append(step) or real(folder, step, *a, **k)
+    )
     measured(run, "trace", "r_med")
     assert reads == [0, 2, 4, 6]
 

@@ -5,12 +5,13 @@ import shutil
 import threading
 
 import pytest
-from measured import files, numbers, problem, record
+from click.testing import CliRunner
+from measured import alter, files, numbers, problem, record
 
 import geomtraj as gt
+from geomtraj.cli import main
 from geomtraj.errors import TrajectoryError
-from geomtraj.measuring import check_results, folder
-from geomtraj.measuring.checks import set_aside_damaged
+from geomtraj.measuring import check_results, folder, repair_results
 from geomtraj.measuring.folder import key, read_stored, write_measurement
 from geomtraj.measuring.record import Measurement
 from geomtraj.statistics import Quantity
@@ -74,9 +75,9 @@ def test_a_damaged_line_costs_one_result(run, monkeypatch):
     assert len(gt.Results.load(run.path)) == 7
     assert numbers(measured(run)) == numbers(first)
     assert gt.Results.load(run.path).remarks  # the line is still there
-    assert [f.name for f in set_aside_damaged(run.path)] == [f"{pack.name}.damaged"]
+    assert repair_results(run.path) == [f"kept results/{pack.name} as {pack.name}.damaged"]
     loaded = gt.Results.load(run.path)
-    assert numbers(loaded) == numbers(first) and not loaded.remarks and check_results(run.path).holds
+    assert numbers(loaded) == numbers(first) and not loaded.remarks and check_results(run.path) == []
 
 
 def test_reading_while_another_process_packs(run, monkeypatch):
@@ -113,31 +114,49 @@ def test_two_measures_of_one_folder_at_once(run, monkeypatch):
     assert numbers(together) == alone == numbers(gt.Results.load(run.path)) and not together.remarks
 
 
-def test_checks_name_what_is_wrong(run, tmp_path):
-    assert check_results(run.path).holds
+def test_checks_name_what_is_wrong(run):
+    assert check_results(run.path) == []
     measured(run)
-    whole = check_results(run.path)
-    assert whole.holds and whole.whole == 8 and whole.unchecked == 0
+    assert check_results(run.path) == []
     names = files(run)
     names[0].write_bytes(names[0].read_bytes()[:-9])
     names[1].rename(names[1].with_name(names[1].name.replace("00000000", "00000001")))
-    shutil.copy(record(tmp_path / "other", seed=1).path / "iterates" / "00000006.h5", run.path / "iterates")
+    alter(run, 6)
     (run.path / "measured.json").write_text("{")
-    found = check_results(run.path)
-    assert not found.holds and found.whole == 6
-    assert found.damaged == ["measured.json", f"results/{names[0].name}"]
-    assert found.misnamed == [f"results/{names[1].name.replace('00000000', '00000001')}"]
-    assert found.stale == ["step 6, loss", "step 6, trace"] and len(found.unreadable) == 1
-    renamed = set_aside_damaged(run.path)
-    assert len(renamed) == 2 and all(f.name.endswith(".json.damaged") and f.exists() for f in renamed)
-    assert len(measured(run)) == 8 and check_results(run.path).stale == []
+    found = dict(check_results(run.path))
+    assert list(found) == [
+        "measured.json",
+        f"results/{names[0].name}",
+        f"results/{names[1].name.replace('00000000', '00000001')}",
+        "results: step 6, loss",
+        "results: step 6, trace",
+    ]
+    assert [len(set(found.values())), "checksum" in found[f"results/{names[0].name}"]] == [4, True]
+    done = repair_results(run.path)
+    assert len(done) == 2 and all(sentence.endswith(".damaged") for sentence in done)
+    assert sum(f.name.endswith(".damaged") for f in files(run)) == 2
+    assert len(measured(run)) == 8 and check_results(run.path) == []
+
+
+def test_the_command_line_verifies_and_repairs_results(run):
+    measured(run)
+    verify, repair = (
+        lambda name=name: CliRunner().invoke(main, [name, str(run.path)]) for name in ("verify", "repair")
+    )
+    assert command("verify").exit_code == 0
+    file = files(run)[3]
+    file.write_bytes(file.read_bytes()[:50])
+    found = command("verify")
+    assert found.exit_code == 1 and f"results/{file.name}: its checksum" in found.output
+    assert f"kept results/{file.name} as {file.name}.damaged" in command("repair").output
+    assert command("verify").exit_code == 0
 
 
 def test_checks_of_results_elsewhere(run, tmp_path):
     measured(run, out=tmp_path / "out")
-    assert check_results(tmp_path / "out").holds
-    shutil.copy(record(tmp_path / "other", seed=1).path / "iterates" / "00000006.h5", run.path / "iterates")
-    assert check_results(tmp_path / "out").stale == ["step 6, loss", "step 6, trace"]
+    assert check_results(tmp_path / "out") == []
+    alter(run, 6)
+    assert [file for file, _ in check_results(tmp_path / "out")] == ["results: step 6, loss", "results: step 6, trace"]
 
 
 def test_a_newer_format_is_named_by_its_file(run):
@@ -146,4 +165,4 @@ def test_a_newer_format_is_named_by_its_file(run):
     pack.write_text(json.dumps({"format_version": 99}) + "\n")
     with pytest.raises(TrajectoryError, match=r"pack\.000001.*format 99, newer"):
         gt.Results.load(run.path)
-    assert "newer" in check_results(run.path).unreadable[0]
+    assert "newer" in dict(check_results(run.path))["results"]
