@@ -80,8 +80,7 @@ def at_iterate(job: Job, unit: Unit) -> Generator[Read | Measurement, None, None
 
     Raises:
         TrajectoryError: The trajectory is of another model.
-        InputError: A statistic refuses the caller's input at the first iterate.
-        ComputationError: The problem's second derivatives are wrong.
+        InputError: A statistic refuses the caller's input at the first iterate, or the problem's derivatives are wrong.
     """
     trajectory, problem, statistics = job.trajectory, job.problem, job.statistics
     with one_at_a_time():

@@ -140,9 +140,10 @@ def test_checks_name_what_is_wrong(run):
 
 def test_the_command_line_verifies_and_repairs_results(run):
     measured(run)
-    verify, repair = (
-        lambda name=name: CliRunner().invoke(main, [name, str(run.path)]) for name in ("verify", "repair")
-    )
+
+    def command(name):
+        return CliRunner().invoke(main, [name, str(run.path)])
+
     assert command("verify").exit_code == 0
     file = files(run)[3]
     file.write_bytes(file.read_bytes()[:50])
