@@ -19,7 +19,7 @@ from geomtraj._version import __version__
 from geomtraj.contrast import contrast
 from geomtraj.contrast.naming import by_optimizer
 from geomtraj.errors import GeomtrajError, InputError
-from geomtraj.measuring import Results, measure
+from geomtraj.measuring import Results, check_results, measure, repair_results
 from geomtraj.measuring.workers import pool
 from geomtraj.problem import Problem
 from geomtraj.report import report
@@ -239,7 +239,7 @@ def sweep_command(
 @RUNS
 def verify_command(runs: tuple[Path, ...]) -> None:
     """Read every file of runs and list what is damaged; exit status 1 where something is."""
-    checks = [verify(run, measuring.check_results) for run in runs]
+    checks = [verify(run, check_results) for run in runs]
     click.echo("\n".join(map(str, checks)))
     if not all(check.whole for check in checks):
         sys.exit(1)
@@ -250,7 +250,7 @@ def verify_command(runs: tuple[Path, ...]) -> None:
 def repair_command(runs: tuple[Path, ...]) -> None:
     """Set damaged files of runs aside and rebuild what the others can tell; nothing is deleted."""
     for run in runs:
-        done = repair(run) + measuring.repair_results(run)
+        done = repair(run) + repair_results(run)
         click.echo("\n".join(f"{run}: {what}" for what in done or ["nothing to repair"]))
 
 

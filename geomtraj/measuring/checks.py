@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from geomtraj.errors import TrajectoryError
@@ -37,9 +38,14 @@ def check_results(folder: str | Path) -> list[Finding]:
     except TrajectoryError as error:
         return [*found, (FOLDER, str(error))]
     found += [(f"{FOLDER}/{name}", "its checksum does not hold") for name in stored.damaged]
-    found += [(f"{FOLDER}/{name}", "it holds another step, statistic, setting or problem than its name says") for name in stored.misnamed]
+    found += [
+        (f"{FOLDER}/{name}", "it holds another step, statistic, setting or problem than its name says")
+        for name in stored.misnamed
+    ]
     results = list(stored.results.values())
-    others = of_other_iterates(where, {}, results)
+    others: dict[int, str] = {}
+    with suppress(TrajectoryError):  # a damaged manifest is named elsewhere
+        others = of_other_iterates(where, {}, results)
     for m in results:
         if others.get(m.step, m.iterate) not in (m.iterate, ""):  # those that cannot be read are named elsewhere
             found.append((f"{FOLDER}: step {m.step}, {m.statistic}", "it is of another iterate than is recorded now"))
