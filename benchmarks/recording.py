@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import resource
 import shutil
@@ -152,14 +151,30 @@ def medians(rows: list[dict[str, float]]) -> dict[str, float]:
     return {key: statistics.median(row[key] for row in rows) for key in rows[0]}
 
 
-def files(sizes: list[int], rounds: int, place: Path) -> dict[str, Any]:
-    """Writing and reading, in turns."""
+def memory(sizes: list[int], place: Path) -> dict[str, dict[str, float]]:
+    """Growth of memory in writing and reading, over the size of the data; to run before anything was freed."""
     one = content(sizes)
-    (place / "warm").mkdir(parents=True)
+    data = sum(t.nbytes for t in flat(one).values())
+    folders = {name: place / str(i) for i, name in enumerate(WRITERS)}
+    found: dict[str, dict[str, float]] = {"write": {}, "read": {}}
+    for folder in (place / "warm", *folders.values()):
+        folder.mkdir(parents=True)
     for write in WRITERS.values():  # what a library sets up once belongs to no writer's memory
         write(place / "warm", content([10]))
     for _, load in READERS.values():
         load(place / "warm")
+    for name, write in WRITERS.items():
+        if name != _DCP:  # which starts threads, as a forked process must not
+            found["write"][name] = peak(partial(write, folders[name], one)) / data
+    for name, (source, load) in READERS.items():
+        found["read"][name] = peak(partial(load, folders[source])) / data
+    shutil.rmtree(place)
+    return found
+
+
+def files(sizes: list[int], rounds: int, place: Path) -> dict[str, Any]:
+    """Seconds of writing and reading, in turns, and bytes."""
+    one = content(sizes)
     data = sum(t.nbytes for t in flat(one).values())
     folders = {name: place / str(i) for i, name in enumerate(WRITERS)}
     written: dict[str, list[dict[str, float]]] = {name: [] for name in WRITERS}
@@ -173,21 +188,14 @@ def files(sizes: list[int], rounds: int, place: Path) -> dict[str, Any]:
             written[name].append(timed(partial(write, folders[name], one)))
         for name, (source, load) in READERS.items():
             read[name].append(timed(partial(load, folders[source])))
-    peaks = {name: peak(partial(write, folders[name], one)) for name, write in WRITERS.items() if name != _DCP}
-    peaks[_DCP] = math.nan  # it starts threads, which a forked process must not
-    found: dict[str, Any] = {"data_mib": data / 2**20, "write": {}, "read": {}}
+    found: dict[str, Any] = {"data_mib": data / 2**20, "write": {}, "read": {n: medians(r) for n, r in read.items()}}
     for name, rows in written.items():
         size = sum(f.stat().st_size for f in folders[name].rglob("*") if f.is_file())
         paired = [row["seconds"] / base["seconds"] for row, base in zip(rows, written["torch.save"], strict=False)]
         found["write"][name] = medians(rows) | {
             "bytes_over_data": size / data,
-            "peak_mib": peaks[name] / 2**20,
-            "peak_over_data": peaks[name] / data,
             "over_torch_save": statistics.median(paired),
         }
-    for name, rows in read.items():
-        grown = peak(partial(READERS[name][1], folders[READERS[name][0]]))
-        found["read"][name] = medians(rows) | {"peak_mib": grown / 2**20, "peak_over_data": grown / data}
     shutil.rmtree(place)
     return found
 
@@ -243,7 +251,10 @@ def main() -> None:
     torch.set_num_threads(1)
     result = provenance(f"python benchmarks/recording.py --rounds {options.rounds} --blocks {options.blocks}")
     with tempfile.TemporaryDirectory() as folder:
-        for name in options.sizes.split(","):
+        names = options.sizes.split(",")
+        result["peak_over_data"] = {name: memory(SIZES[name], Path(folder) / "memory") for name in names}
+        print(json.dumps(result["peak_over_data"], indent=1), flush=True)
+        for name in names if options.rounds else []:
             result[name] = files(SIZES[name], options.rounds, Path(folder) / "files")
             print(name, json.dumps(result[name], indent=1), flush=True)
         if options.blocks:
