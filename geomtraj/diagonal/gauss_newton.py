@@ -124,6 +124,8 @@ def _add_shared(
         return 0
     gradients = torch.autograd.grad(values.sum(), inputs, retain_graph=True, **options)
     reached = [i for i, g in enumerate(gradients) if g.any()]
+    if not reached:
+        return 0
     found = split_at_output(values, recorder.outputs, [inputs[i] for i in reached], [gradients[i] for i in reached])
     if found is None:
         raise no_split()

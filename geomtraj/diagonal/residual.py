@@ -49,11 +49,11 @@ class _Linearised(Problem):
             losses, weights = super().losses(parameters, batch)
         total = losses.sum() if weights is None else (losses * weights).sum()
         if not total.requires_grad:
-            return losses.detach().reshape(len(losses), -1).sum(1), None
+            return losses.detach(), None
         outputs = recorder.outputs
         found = torch.autograd.grad(total, outputs, retain_graph=True, allow_unused=True) if outputs else ()
         used = [(z, g) for z, g in zip(outputs, found, strict=True) if g is not None]
         if len(used) != 1 or len(used[0][0]) != len(losses):
             raise no_split()
         z, g = used[0]
-        return (z * g.detach()).reshape(len(losses), -1).sum(1), None
+        return z * g.detach(), None

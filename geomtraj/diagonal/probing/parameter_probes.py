@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geomtraj.diagonal.sites.batches import check_alone, loss_sums, stands_alone
+from geomtraj.diagonal.sites.batches import COUPLED, check_alone, loss_sums, same_losses, stands_alone
 from geomtraj.diagonal.sites.output_split import close
 from geomtraj.diagonal.sites.signs import key_of, signs
 from geomtraj.diagonal.sites.sums import Sum
+from geomtraj.errors import ExamplesInteract
 from geomtraj.problem import Problem, leaves
 from geomtraj.slicing import cut, rebuilt, tensors_of
 
@@ -48,15 +49,19 @@ def probe_parameters(
         The number of second derivatives of the batch taken.
 
     Raises:
-        InputError: An example alone has another loss than in its batch.
+        ExamplesInteract: An example alone has another loss than in its batch, or their second derivatives are coupled.
     """
     names = [name for name in parameters if name in elsewhere]
-    with torch.no_grad():
-        losses, weights = problem.losses(parameters, batch)
-        whole = loss_sums(losses, weights)
+    whole = loss_sums(*problem.values(parameters, batch))
     parts = cut(batch, len(whole))
     if parts is not None and not stands_alone(problem, parameters, parts[0]):
         parts = None
+    if parts is not None and any(elsewhere[name] == COUPLED for name in names):
+        check_alone(torch.cat([loss_sums(*problem.values(parameters, part)) for part in parts]), whole)
+        raise ExamplesInteract(
+            "the second derivative of the loss couples the examples of a batch, though their losses alone are those "
+            "within it, which method 'probing' cannot handle: take method 'xdiag' or 'exact'."
+        )
     how = BY_BATCH if parts is None and len(whole) > 1 else BY_EXAMPLE
     for name in names:
         elsewhere[name] = how if how == BY_BATCH else (elsewhere[name] or how)
@@ -157,7 +162,7 @@ def _mapped(
             values = torch.func.vmap(alone)(own, list(tensors_of(batch)))
             graph = _Graph(values.sum(), own)
             usual, _ = _part(problem, parameters, names, batch)
-            right = close(values.detach(), whole) and all(_agree(graph, usual, name) for name in names)
+            right = same_losses(values.detach(), whole) and all(_agree(graph, usual, name) for name in names)
     except Exception:  # whatever vmap does not know: the examples are then taken one by one
         return None
     return graph if right else None

@@ -19,6 +19,9 @@ GRAPH_COPIES = 12
 """Memory of a batch while it is probed, over what autograd saves for the gradient of its loss (11 on a GPT)."""
 
 
+COUPLED = "its second derivative couples examples"
+
+
 class Part(NamedTuple):
     """A batch or a part of one, its graph, and the numbers (B,) of its examples in the data."""
 
@@ -58,8 +61,7 @@ def _parts(problem: Problem, parameters: dict[str, Tensor]) -> Iterator[Any]:
             yield batch
             continue
         parts = sliced(batch, len(losses), max(1, int(len(losses) * room / needed)))
-        with torch.no_grad():
-            apart = torch.cat([loss_sums(*problem.losses(parameters, part)) for part in parts])
+        apart = torch.cat([loss_sums(*problem.values(parameters, part)) for part in parts])
         check_alone(apart, loss_sums(losses, weights))
         yield from parts
 
@@ -68,12 +70,12 @@ def _sound_graph(problem: Problem, parameters: dict[str, Tensor], elsewhere: dic
     """The batch's graph over all parameters whose uses are accounted for; the others are added to `elsewhere`."""
     while True:
         graph = SitedGraph(problem, parameters, [n for n in parameters if n not in elsewhere], batch)
-        failed = set(graph.failed)
+        failed, why = set(graph.failed), ""
         if not failed:
-            failed = {use.name for n in graph.coupled() for use in graph.sites[n].uses}
+            failed, why = {use.name for n in graph.coupled() for use in graph.sites[n].uses}, COUPLED
         if not failed:
             return graph
-        elsewhere |= {name: "" for name in parameters if name in failed}
+        elsewhere |= {name: why for name in parameters if name in failed}
 
 
 def refuse_batch_statistics(problem: Problem) -> None:
@@ -93,8 +95,7 @@ def refuse_batch_statistics(problem: Problem) -> None:
 def stands_alone(problem: Problem, parameters: Mapping[str, Tensor], part: Any) -> bool:
     """Whether the loss takes this part of a batch at all: a tensor that only looks like a column may be cut in it."""
     try:
-        with torch.no_grad():
-            problem.losses(parameters, part)
+        problem.values(parameters, part)
     except Exception:  # whatever the user's code raises on what it was not written for
         return False
     return True
@@ -106,7 +107,7 @@ def check_alone(alone: Tensor, within: Tensor) -> None:
     Raises:
         ExamplesInteract: They are not.
     """
-    if alone.shape != within.shape or not close(alone, within):
+    if not same_losses(alone, within):
         raise ExamplesInteract(
             "an example's loss depends on the other examples of its batch, which method 'probing' cannot handle: "
             "return losses whose first axis counts independent examples (sequences, not tokens), or take "
@@ -114,7 +115,12 @@ def check_alone(alone: Tensor, within: Tensor) -> None:
         )
 
 
+def same_losses(one: Tensor, other: Tensor) -> bool:
+    """Whether losses (B,) are the same up to rounding, and finite for the same examples."""
+    return one.shape == other.shape and torch.equal(one.isfinite(), other.isfinite()) and close(one, other)
+
+
 def loss_sums(losses: Tensor, weights: Tensor | None) -> Tensor:
     """Weighted losses of each example, (B,)."""
     values = losses if weights is None else losses * weights
-    return values.reshape(values.shape[0], -1).sum(1)
+    return values.flatten(1).sum(1) if values.dim() > 1 else values

@@ -6,7 +6,7 @@ is a mean of squares, so its relative error is the same small one everywhere; on
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from geomtraj.diagonal.sites.signs import key_of, signs
+from geomtraj.trees import tensors_of
 
 
 @dataclass
@@ -58,16 +59,8 @@ class OutputRecorder:
     def __exit__(self, *_error: object) -> None:
         self._handle.remove()
 
-    def _collect(self, item: Any) -> None:
-        if isinstance(item, Tensor):
-            if item.is_floating_point() and item.requires_grad:
-                self.outputs.append(item)
-        elif isinstance(item, Mapping):
-            for value in item.values():
-                self._collect(value)
-        elif isinstance(item, (tuple, list)):
-            for value in item:
-                self._collect(value)
+    def _collect(self, output: Any) -> None:
+        self.outputs += [t for t in tensors_of(output) if t.is_floating_point() and t.requires_grad]
 
 
 class OutputSplit(NamedTuple):

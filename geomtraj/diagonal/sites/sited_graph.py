@@ -48,7 +48,8 @@ class SitedGraph:
         self._gradients: list[Tensor] = []
         self._residuals: list[Tensor] = []
         self._sizes = {name: p.numel() for name, p in tracked.items()}
-        values = (losses if weights is None else losses * weights).reshape(self.examples, -1).sum(1)
+        values = losses if weights is None else losses * weights
+        values = values.flatten(1).sum(1) if values.dim() > 1 else values
         if values.requires_grad and self.examples:
             self._differentiate(values, tracker.sites, tracked)
             if not self.failed and self.sites:
@@ -175,14 +176,18 @@ class SitedGraph:
         return not self._gradients[number].requires_grad
 
     def coupled(self) -> list[int]:
-        """Sites where the second derivative couples examples, exactly; all of them if it does so between sites."""
+        """Sites where the second derivative couples examples, exactly; all of them if it does so between sites.
+
+        Every two examples differ in a bit of their numbers, so one product for each bit tries every pair.
+        """
         curved = [n for n in range(len(self.sites)) if not self.is_flat(n)]
         if self.examples == 1 or not curved:
             return []
-        chosen = (torch.arange(self.examples, device=self.sites[0].eps.device) % 2 == 0)[:, None, None]
-        if self._decouples(curved, chosen):
+        numbers = torch.arange(self.examples, device=self.sites[0].eps.device)
+        bits = [((numbers >> bit) & 1 == 0)[:, None, None] for bit in range((self.examples - 1).bit_length())]
+        if all(self._decouples(curved, chosen) for chosen in bits):
             return []
-        return [n for n in curved if not self._decouples([n], chosen)] or curved
+        return [n for n in curved if not all(self._decouples([n], chosen) for chosen in bits)] or curved
 
     def is_local(self, number: int) -> bool:
         """Whether the second derivative at this site couples no two positions, exactly.

@@ -27,7 +27,7 @@ VANISHING = 1e3
 G_PASSES, R_PASSES = (64, 8), (32, 8)
 """Backward passes for G and products for R: so many, and so many more for each of `samples`."""
 SMALL = 32
-"""Blocks up to this size may be measured as a whole."""
+"""Blocks up to this size may be measured as a whole before the likely largest entries of others are known."""
 STRETCH = 1.15
 """Stretch of the interval on the log scale, for what the model of r leaves out."""
 
@@ -129,10 +129,13 @@ def take_apart(
     nothing = np.concatenate(vanishing)
     if nothing.size and known:
         _check_vanishing(survey, nothing, g.max(), eps)
-    survey.run(R_PASSES[0] + R_PASSES[1] * samples, rtol)
     apart = Apart(problem.blocks, survey, zero, found)
-    if budget and known:
-        _confirm(apart, Hessian(problem, theta, WAY) if hessian is None else hessian, budget, rtol)
+    if known:
+        operator = Hessian(problem, theta, WAY) if hessian is None else hessian
+        single = [(name, np.zeros(1, dtype=int)) for name, one in known.items() if one.g.size == 1]
+        _measure(apart, operator, single)  # nothing beside them tells their noise
+        survey.run(R_PASSES[0] + R_PASSES[1] * samples, rtol)
+        _confirm(apart, operator, budget, rtol)
     apart.matvecs = found.cost.matvecs + survey.spent + apart.exact
     return apart
 
@@ -154,9 +157,9 @@ def _check_vanishing(survey: Survey, nothing: np.ndarray, largest: float, eps: f
 
 def _confirm(apart: Apart, operator: SymmetricOperator, budget: int, rtol: float) -> None:
     """Measure likely largest entries exactly, and small blocks as a whole, where intervals are widest."""
-    survey = apart.survey
+    survey, before = apart.survey, apart.exact
     for share in (0.5, 1.0):
-        left = int(share * (budget - apart.exact))
+        left = int(share * (budget - apart.exact + before))
         wanted: list[tuple[str, np.ndarray]] = []
         for name in sorted(survey.draws, key=lambda n: -survey.draws[n].width):
             known, draws = survey.known[name], survey.draws[name]
@@ -164,19 +167,26 @@ def _confirm(apart: Apart, operator: SymmetricOperator, budget: int, rtol: float
                 break
             unknown = np.flatnonzero(np.isnan(known.exact))
             chosen = draws.leaders[:2] if draws.spread[0] > 0.5 * draws.spread[1] else unknown[:0]
-            if known.size <= SMALL and unknown.size <= left and (share == 1.0 or not chosen.size):
+            whole = share == 1.0 or (known.size <= SMALL and not chosen.size)
+            if whole and unknown.size <= left:
                 chosen = unknown
             if chosen.size:
                 wanted.append((name, chosen[:left]))
                 left -= chosen[:left].size
         if not wanted:
             continue
-        places = np.concatenate([survey.known[name].indices[chosen] for name, chosen in wanted])
-        values = exact_entries(operator, torch.from_numpy(places)).double().cpu().numpy()
-        apart.exact += places.size
-        for name, chosen in wanted:
-            survey.known[name].exact[chosen], values = values[: chosen.size], values[chosen.size :]
+        _measure(apart, operator, wanted)
         survey.analyse([name for name, _ in wanted])
+
+
+def _measure(apart: Apart, operator: SymmetricOperator, wanted: list[tuple[str, np.ndarray]]) -> None:
+    """Exact entries of some blocks, one product each."""
+    known = apart.survey.known
+    places = np.concatenate([np.empty(0, dtype=int), *(known[name].indices[chosen] for name, chosen in wanted)])
+    values = exact_entries(operator, torch.from_numpy(places)).double().cpu().numpy()
+    apart.exact += places.size
+    for name, chosen in wanted:
+        known[name].exact[chosen], values = values[: chosen.size], values[chosen.size :]
 
 
 def _interval(largest: np.ndarray, median: np.ndarray) -> tuple[Interval, float, float]:

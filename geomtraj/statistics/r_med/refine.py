@@ -76,7 +76,11 @@ class Refinement:
         """Spend products until every interval is narrow enough or the budget is spent."""
         if self.left <= 0:
             return
-        sound = [n for n, i in self.labels.items() if np.isfinite(self.entries.values[i] + self.entries.sem[i]).all()]
+        sound = [
+            n
+            for n, i in self.labels.items()
+            if i.size and np.isfinite(self.entries.values[i] + self.entries.sem[i]).all()
+        ]
         for label in sorted(sound, key=lambda name: self.labels[name].size):
             indices = self.labels[label]
             if indices.size <= min(SMALL, self.left) and self.width(label) > self.rtol:

@@ -10,7 +10,7 @@ HEAVY = 4.0
 """Degrees of freedom of the heavy-tailed candidate; the other one is normal."""
 NODES = 8
 """Normals that it is a mixture of."""
-PRIOR = np.array([0, 0, 0, 0, -0.2]), np.array([5, 1.0, 0.5, 2.0, 0.4])
+PRIOR = np.array([0, 0, 0, 0, -0.2]), np.array([5, 1.0, 0.5, 1.0, 0.4])
 """Means and standard deviations of the coefficients, in units of the data's spread."""
 
 
@@ -31,7 +31,8 @@ class ShareModel:
     def __init__(self, x: np.ndarray, y: np.ndarray, noise: np.ndarray, weights: np.ndarray, thorough: bool = True):
         self.centre = float(np.median(y))
         spread = np.median((y - self.centre) ** 2) / 0.455
-        self.unit = float(np.sqrt(max(spread - np.median(noise**2), 0.02 * spread, 1e-10)))
+        least = (0.5 * (1 + abs(self.centre)) / y.size) ** 2  # a few entries that agree prove little
+        self.unit = float(np.sqrt(max(spread - np.median(noise**2), 0.02 * spread, least)))
         self._data = x, (y - self.centre) / self.unit, noise / self.unit, weights
         heavy = gamma.ppf((np.arange(NODES) + 0.5) / NODES, HEAVY / 2, scale=2 / HEAVY)
         start, found = np.zeros(5), []

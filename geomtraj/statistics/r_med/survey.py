@@ -57,7 +57,10 @@ class Survey:
     def run(self, passes: int, rtol: float) -> None:
         """Spend about `passes` products where intervals are wider than `rtol`."""
         names = list(self.known)
-        self._pass([self._pilot(group) for group in _dealt(names)])
+        first = [self._pilot(group) for group in _dealt(names)]
+        rest = [{name: self._others(name, chosen) for name, chosen in mask.items()} for mask in first]
+        rest = [{name: chosen for name, chosen in mask.items() if chosen.size} for mask in rest]
+        self._pass(first + [mask for mask in rest if mask])
         self.analyse(names, ROUGH)
         for share, spare in ROUNDS:
             left = passes - self.spent
@@ -84,6 +87,11 @@ class Survey:
                 [top, self._rng.choice(rest, min(PILOT_REST, -(-rest.size // 2)), replace=False)]
             )
         return found
+
+    def _others(self, name: str, chosen: np.ndarray) -> np.ndarray:
+        """The other entries of a small block, so that each of its entries is measured once."""
+        size = self.known[name].g.size
+        return np.setdiff1d(np.arange(size), chosen) if size <= 2 * PILOT_REST else chosen[:0]
 
     def _leaders(self, group: Iterable[str], turn: int) -> dict[str, np.ndarray]:
         """The entry of each block whose turn it is to be measured alone, of those that may be the largest."""
