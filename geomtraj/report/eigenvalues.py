@@ -35,10 +35,10 @@ def draw(material: Material) -> Drawing | LeftOut:
 
 def _doubts(groups: dict[str, list[Results]]) -> str:
     """What the reader must know of single points: not converged, or of the other sign."""
-    runs = [r for group in groups.values() for r in group]
+    measured = [m for group in groups.values() for r in group for m in r.of("spectrum")]
     parts = []
     for label, sign, _ in ENDS:
-        series = [pair for r in runs for pair in r.series("spectrum", label)]
+        series = [(m, m.quantities[label]) for m in measured if label in m.quantities]
         loose = sum(f"{label} has not converged" in m.status for m, _ in series)
         if loose:
             parts.append(f"{loose} of {len(series)} values of {label} have not converged")

@@ -33,8 +33,11 @@ def check_writable(path: Path) -> None:
 
 def write_drawing(drawing: Drawing, folder: Path) -> bytes:
     """Write a figure as SVG and PDF into `folder`; returns the SVG."""
+    engine = drawing.figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(drawing.figure)
+        drawing.figure.set_layout_engine(None)  # places stay; an engine would draw each file twice
     svg = saved(drawing.figure, "svg")
-    drawing.figure.set_layout_engine("none")  # the places found stay; finding them again takes seconds
     write(folder / f"{drawing.name}.svg", svg)
     write(folder / f"{drawing.name}.pdf", saved(drawing.figure, "pdf"))
     return svg

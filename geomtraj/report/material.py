@@ -56,6 +56,7 @@ class Material:
     tables: dict[tuple[str, str], Table]
     missing: dict[tuple[str, str], str]
     _curves: dict[tuple[int, str], Curve] = field(default_factory=dict, repr=False)
+    _measured: dict[str, dict[str, list[Results]]] = field(default_factory=dict, repr=False)
 
     def curve(self, results: Results, statistic: str) -> Curve:
         """A statistic along one of the runs; made once."""
@@ -71,8 +72,10 @@ class Material:
 
     def measured(self, statistic: str) -> dict[str, list[Results]]:
         """The groups' runs that have a statistic; groups without any are left out."""
-        found = {name: [r for r in runs if statistic in r.statistics] for name, runs in self.groups.items()}
-        return {name: runs for name, runs in found.items() if runs}
+        if statistic not in self._measured:
+            found = {name: [r for r in runs if statistic in r.statistics] for name, runs in self.groups.items()}
+            self._measured[statistic] = {name: runs for name, runs in found.items() if runs}
+        return self._measured[statistic]
 
     def labels(self, statistic: str) -> list[str]:
         """All labels of a statistic, in the order of their first appearance."""
