@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from geomtraj.graphs import nodes_of
 from geomtraj.problem import Problem, leaves
@@ -20,18 +23,35 @@ OWN = ("torch.utils.checkpoint", "torch.autograd", "torch.nn", "torch._functorch
 WAY_OUT = "With check=False gt.Problem measures all the same."
 
 
-def padding_rows(problem: Problem) -> list[slice]:
+class _Lookups(TorchFunctionMode):
+    """Notes, inside its `with` block, the padding rows of the tables that embeddings look up."""
+
+    def __init__(self, places: Mapping[int, slice]):
+        super().__init__()
+        self._places = places  # by where a table's first number lies
+        self.found: list[slice] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is functional.embedding and len(args) + len(kwargs) > 2:
+            table = kwargs.get("weight", args[1] if len(args) > 1 else None)
+            row = kwargs.get("padding_idx", args[2] if len(args) > 2 else None)
+            place = self._places.get(table.data_ptr()) if isinstance(table, Tensor) else None
+            if row is not None and place is not None:
+                width = table.shape[1]
+                start = place.start + (row % table.shape[0]) * width
+                self.found.append(slice(start, start + width))
+        return func(*args, **kwargs)
+
+
+def padding_rows(problem: Problem, theta: Tensor) -> list[slice]:
     """The places in theta of embeddings' padding rows: their gradient is zero by convention, whatever the loss does."""
-    found = []
-    for name, module in problem.model.named_modules():
-        row = getattr(module, "padding_idx", None)
-        key = f"{name}.weight" if name else "weight"
-        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and row is not None and key in problem.layout:
-            slot = problem.layout[key]
-            width = slot.shape[1]
-            start = slot.slice.start + row * width
-            found.append(slice(start, start + width))
-    return found
+    parameters = problem.layout.unflatten(theta)
+    places = {parameters[name].data_ptr(): slot.slice for name, slot in problem.layout.items() if slot.size}
+    with problem.session(), _Lookups(places) as lookups:
+        for batch in problem.batches:
+            problem.losses(parameters, batch)
+    return lookups.found
 
 
 def of_value(problem: Problem, theta: Tensor, scale: Tensor) -> str:

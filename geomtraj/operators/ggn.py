@@ -41,7 +41,7 @@ class GGN(SymmetricOperator):
         self.theta = problem.checked(theta)
         self._parameters = problem.layout.unflatten(self.theta)
         check_derivatives(problem, self.theta)
-        with in_one_sentence(), problem.session():
+        with in_one_sentence(), problem.session(), problem.holding(self._parameters):
             for batch in itertools.islice(problem.batches, 1):
                 _check_split(problem, self._parameters, batch)
 
@@ -57,9 +57,10 @@ class GGN(SymmetricOperator):
     def _matmat(self, vectors: Tensor) -> Tensor:
         total = torch.zeros_like(vectors)
         own = leaves({name: self._parameters[name] for name in self.layout})
-        with in_one_sentence(), self.problem.session(), exact_arithmetic():
+        values = self._parameters | own
+        with in_one_sentence(), self.problem.session(), exact_arithmetic(), self.problem.holding(values):
             for batch in self.problem.batches:
-                split = _SplitLoss(self.problem, self._parameters | own, batch)
+                split = _SplitLoss(self.problem, values, batch)
                 for j in range(vectors.shape[1]):
                     along = [vectors[slot.slice, j].reshape(slot.shape) for slot in self.layout.values()]
                     rows = split.product(list(own.values()), along)

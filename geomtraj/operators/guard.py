@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -101,23 +101,13 @@ def with_remark(problem: Problem, status: str) -> str:
 def _checked(problem: Problem, theta: Tensor) -> Guard | None:
     start = time.perf_counter()
     check = _Check(problem, theta)
-    check.multiply()  # first, since the engine finds out what fits into memory
-    check.begin()
-    if not check.finite:
-        return None
-    status, refusal = check.loss()
-    if not refusal and status == "ok":
-        status, refusal = check.products()
-    composed = False
-    if refusal and check.loss_is_right:
-        problem.objective.composed_norms = True
-        check.multiply()
-        again, still = check.products()
-        problem.objective.composed_norms = composed = not still
-        if composed:
-            status, refusal = again, ""
-    seconds = time.perf_counter() - start
-    return Guard(status, check.gradients, check.losses, check.made, seconds, composed, refusal)
+    found = check.made_whole()
+    if found is not None and found.refusal:
+        rows = culprits.padding_rows(problem, theta)
+        if rows:
+            check.keep_still(rows)
+            found = check.made_whole()
+    return None if found is None else replace(found, seconds=time.perf_counter() - start)
 
 
 class _Check:
@@ -143,6 +133,30 @@ class _Check:
         self.finite = False
         parameters = problem.layout.unflatten(self.theta)
         self._parts = Parts(problem, parameters, problem.layout, history(problem, problem.layout))
+
+    def keep_still(self, places: list[slice]) -> None:
+        """Compare no derivatives by these entries of theta."""
+        for place in places:
+            self.scale[place] = self.u[place] = self.v[place] = 0
+
+    def made_whole(self) -> Guard | None:
+        """All comparisons; None where the loss or its gradient is not finite."""
+        self.multiply()  # first, since the engine finds out what fits into memory
+        self.begin()
+        if not self.finite:
+            return None
+        status, refusal = self.loss()
+        if not refusal and status == "ok":
+            status, refusal = self.products()
+        objective, composed = self.problem.objective, False
+        if refusal and self.loss_is_right:
+            objective.composed_norms = True
+            self.multiply()
+            again, still = self.products()
+            objective.composed_norms = composed = not still
+            if composed:
+                status, refusal = again, ""
+        return Guard(status, self.gradients, self.losses, self.made, 0.0, composed, refusal)
 
     def multiply(self) -> None:
         """Products with u and then, through the graph that is kept, with v."""
@@ -339,12 +353,10 @@ class _Slope:
 
 
 def _scale(problem: Problem, theta: Tensor) -> Tensor:
-    """The size of each entry's parameter (P,); zero where a gradient is stopped by convention (padding tokens)."""
+    """The size of each entry's parameter (P,)."""
     overall = float(theta.norm()) / max(1, theta.numel()) ** 0.5 or 1.0
     found = torch.empty_like(theta)
     for slot in problem.layout.values():
         part = theta[slot.slice]
         found[slot.slice] = max(float(part.norm()) / max(1, part.numel()) ** 0.5, 1e-2 * overall)
-    for rows in culprits.padding_rows(problem):
-        found[rows] = 0
     return found

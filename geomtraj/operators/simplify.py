@@ -44,6 +44,10 @@ def held_bytes(module: fx.GraphModule) -> int:
     return storage_bytes(tensor for tensor in module._buffers.values() if tensor is not None)
 
 
+LONGEST = 32
+"""Terms that a sum collects at most: a sum over thousands of parameters would be gone through anew at each of them."""
+
+
 class _Simplifier:
     def __init__(self, recorded: fx.Graph):
         self._graph = fx.Graph()
@@ -77,7 +81,7 @@ class _Simplifier:
         for coefficient, atom in terms:
             merged[atom] = merged[atom] + coefficient if atom in merged else coefficient
         self._terms[node] = [(coefficient, atom) for atom, coefficient in merged.items()]
-        if len(merged) > 1 and len(node.users) > 1:
+        if len(merged) > LONGEST or (len(merged) > 1 and len(node.users) > 1):
             self._terms[node] = [(1.0, self._value(node))]
 
     def _take(self, recorded: fx.Node, new: fx.Node) -> None:
