@@ -96,6 +96,10 @@ class Objective:
     def stand_ins(self, parameters: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """What stands in for the model's parameters and buffers, by name."""
         found = {name: _converted(tensor.detach(), dtype) for name, tensor in self._own()} | dict(parameters)
+        if self.differentiates:
+            for name, tensor in parameters.items():
+                if tensor.is_floating_point() and not tensor.requires_grad:
+                    found[name] = tensor.detach().requires_grad_()
         copied = found.keys() if self.rewritten is None else self.rewritten
         return {name: tensor.clone() if name in copied else tensor for name, tensor in found.items()}
 

@@ -222,8 +222,6 @@ class Problem:
 
     def values(self, parameters: Mapping[str, Tensor], batch: Any) -> tuple[Tensor, Tensor | None]:
         """Losses and weights as by `losses`, but without a graph. Call it inside `session()`."""
-        if self.objective.differentiates:
-            parameters = leaves(parameters)
         losses, weights = self.losses(parameters, batch)
         return losses.detach(), weights
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from geomtraj.trajectory import Iterate
 from geomtraj.trajectory.store import iterate_path
+from geomtraj.trees import is_dense, plain_parts
 
 SETTLED_SECONDS = 2.0
 """A file changed this shortly before it was read may change again under the same time stamp."""
@@ -34,9 +35,10 @@ def content_of(iterate: Iterate) -> str:
 
 def _add(sha: Any, name: str, tensor: Tensor) -> None:
     sha.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-    plain = tensor.detach().cpu().contiguous().reshape(-1)
-    if plain.numel():
-        sha.update(plain.view(torch.uint8).numpy().data)
+    for part in [tensor] if is_dense(tensor) else plain_parts(tensor):
+        plain = part.detach().cpu().contiguous().reshape(-1)
+        if plain.numel():
+            sha.update(plain.view(torch.uint8).numpy().data)
 
 
 @dataclass(frozen=True)

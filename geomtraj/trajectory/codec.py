@@ -13,6 +13,15 @@ import torch
 from torch import Tensor
 
 from geomtraj.errors import InputError
+from geomtraj.trees import is_dense, plain_parts
+
+SPARSE = {
+    torch.sparse_coo: "coo",
+    torch.sparse_csr: "csr",
+    torch.sparse_csc: "csc",
+    torch.sparse_bsr: "bsr",
+    torch.sparse_bsc: "bsc",
+}
 
 
 def encode(value: Any, put: Callable[[Tensor, str], Any], path: str) -> Any:
@@ -56,8 +65,11 @@ def encode(value: Any, put: Callable[[Tensor, str], Any], path: str) -> Any:
 
 
 def _tensor(value: Tensor, put: Callable[[Tensor, str], Any], path: str) -> Any:
-    if value.layout != torch.strided or value.is_quantized:
-        raise InputError(f"{path} is a sparse or quantized tensor, which cannot be stored: make it dense.")
+    if value.layout in SPARSE:
+        parts = [put(part, f"{path}/{i}") for i, part in enumerate(plain_parts(value))]
+        return {"sparse": [SPARSE[value.layout], list(value.shape), parts]}
+    if not is_dense(value):
+        raise InputError(f"{path} is a nested or quantized tensor, which cannot be stored: make it dense.")
     return put(value.detach(), path)
 
 
@@ -79,7 +91,7 @@ def decode(tree: Any, get: Callable[[Any], Tensor]) -> Any:
         get: Gives the tensor for what stands for it in the tree.
 
     Raises:
-        ValueError, KeyError, TypeError, RecursionError: The tree is not one that `encode` made.
+        ValueError, KeyError, TypeError, RecursionError, RuntimeError: The tree is not one that `encode` made.
     """
     if isinstance(tree, list):
         return [decode(item, get) for item in tree]
@@ -100,7 +112,19 @@ def decode(tree: Any, get: Callable[[Any], Tensor]) -> Any:
         return {decode(key, get): decode(item, get) for key, item in content}
     if kind == "ndarray":
         return decode(content, get).numpy()
+    if kind == "sparse":
+        layout, shape, parts = content
+        return _sparse(str(layout), [int(n) for n in shape], [get(part) for part in parts])
     raise ValueError(f"an entry of the unknown kind {kind!r}")
+
+
+def _sparse(layout: str, shape: list[int], parts: list[Tensor]) -> Tensor:
+    if layout == "coo":
+        indices, values = parts
+        return torch.sparse_coo_tensor(indices, values, shape, check_invariants=True).coalesce()
+    kind = {name: kind for kind, name in SPARSE.items()}[layout]
+    compressed, plain, values = parts
+    return torch.sparse_compressed_tensor(compressed, plain, values, shape, layout=kind, check_invariants=True)
 
 
 def members(tree: Any) -> dict[str, Any]:

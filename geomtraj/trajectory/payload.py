@@ -15,6 +15,8 @@ import psutil
 import torch
 from torch import Tensor
 
+from geomtraj.isolation import in_plain_torch
+
 PIECE = 2**22
 """Bytes that are converted, hashed and written at a time."""
 
@@ -252,6 +254,7 @@ def read_into(descriptor: int, target: memoryview, offset: int) -> None:
         done += got
 
 
+@in_plain_torch
 def read_tensor(row: Row, reader: Reader) -> Tensor:
     """One tensor, with memory of its own, verified by its checksum.
 

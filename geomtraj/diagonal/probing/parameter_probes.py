@@ -110,7 +110,7 @@ def _probe(graph: _Graph, names: list[str], numbers: Tensor, samples: int, seed:
             shift = z * graph.product(name, z) - mean
             mean += shift / (probe + 1)
             squares += shift.square() * (probe / (probe + 1))
-        variances = squares.flatten(1) / (samples * (samples - 1) if samples > 1 else torch.nan)
+        variances = squares.reshape(len(squares), -1) / (samples * (samples - 1) if samples > 1 else torch.nan)
         doubt = variances.double().square().sum(0) / (samples + 1)
         add(name, None, Sum(mean.sum(0).flatten(), variances.sum(0), doubt))
     return samples * len(names)

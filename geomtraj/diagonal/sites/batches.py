@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from geomtraj.diagonal.sites.output_split import close
 from geomtraj.diagonal.sites.sited_graph import SitedGraph
-from geomtraj.errors import ExamplesInteract
-from geomtraj.memory import SavedBytes, available_bytes
+from geomtraj.errors import ExamplesInteract, GeomtrajError
+from geomtraj.failures import is_out_of_memory
+from geomtraj.memory import available_bytes, with_saved_bytes
 from geomtraj.problem import Problem, leaves
 from geomtraj.slicing import cut, sliced
 
@@ -52,10 +54,9 @@ def sound_graphs(problem: Problem, parameters: dict[str, Tensor], elsewhere: dic
 def _parts(problem: Problem, parameters: dict[str, Tensor]) -> Iterator[Any]:
     """The batches, cut into smaller ones where their graphs would not fit into half of the free memory."""
     for batch in problem.batches:
-        with SavedBytes() as saved:
-            losses, weights = problem.losses(leaves(parameters), batch)
+        (losses, weights), saved = with_saved_bytes(partial(problem.losses, leaves(parameters), batch))
         losses, weights = losses.detach(), None if weights is None else weights.detach()
-        needed, room = GRAPH_COPIES * saved.total, available_bytes(problem.device) / 2
+        needed, room = GRAPH_COPIES * saved, available_bytes(problem.device) / 2
         examples = cut(batch, len(losses)) if needed > room else None
         if examples is None or not stands_alone(problem, parameters, examples[0]):
             yield batch
@@ -69,7 +70,14 @@ def _parts(problem: Problem, parameters: dict[str, Tensor]) -> Iterator[Any]:
 def _sound_graph(problem: Problem, parameters: dict[str, Tensor], elsewhere: dict[str, str], batch: Any) -> SitedGraph:
     """The batch's graph over all parameters whose uses are accounted for; the others are added to `elsewhere`."""
     while True:
-        graph = SitedGraph(problem, parameters, [n for n in parameters if n not in elsewhere], batch)
+        names = [n for n in parameters if n not in elsewhere]
+        try:
+            graph = SitedGraph(problem, parameters, names, batch)
+        except RuntimeError as error:
+            if not names or isinstance(error, GeomtrajError) or is_out_of_memory(error):
+                raise
+            elsewhere |= dict.fromkeys(names, "")  # a loss that cannot be followed, as one that uses torch.func
+            continue
         failed, why = set(graph.failed), ""
         if not failed:
             failed, why = {use.name for n in graph.coupled() for use in graph.sites[n].uses}, COUPLED

@@ -50,7 +50,7 @@ class SitedGraph:
         self._sizes = {name: p.numel() for name, p in tracked.items()}
         values = losses if weights is None else losses * weights
         values = values.flatten(1).sum(1) if values.dim() > 1 else values
-        if values.requires_grad and self.examples:
+        if values.requires_grad and self.examples and tracked:
             self._differentiate(values, tracker.sites, tracked)
             if not self.failed and self.sites:
                 self._split(values, recorder.outputs)

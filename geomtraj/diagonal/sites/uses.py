@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -93,7 +94,8 @@ class ExampleAxis:
     def positions(self, tensor: Tensor, trailing: int = 1) -> Tensor:
         """The tensor as (B, T, ...): all but the last `trailing` axes merged into positions T."""
         tensor = self.first(tensor)
-        return tensor.reshape(self.examples, -1, *tensor.shape[tensor.dim() - trailing :])
+        end = tensor.dim() - trailing
+        return tensor.reshape(self.examples, math.prod(tensor.shape[1:end]), *tensor.shape[end:])
 
     def restored(self, tensor: Tensor, lead: Sequence[int]) -> Tensor:
         """The inverse of `positions` for values (B, T, U) and the leading sizes, as (*lead, U)."""
