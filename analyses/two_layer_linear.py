@@ -125,7 +125,7 @@ def check_engine(job: Job) -> Result:
         closed = dict(zip(names, theory.closed_form_diagonal(*_weights(model)), strict=True))
         ours = dict(zip(names, theory.closed_form_r_med(*_weights(model)), strict=True))
         entries = max(
-            float(((diagonal.values[diagonal.blocks[n].slice] - closed[n].flatten()).abs() / closed[n].flatten()).max())
+            float(((diagonal.blocks[n].take(diagonal.values) - closed[n].flatten()).abs() / closed[n].flatten()).max())
             for n in names
         )
         rows.append(

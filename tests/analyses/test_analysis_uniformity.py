@@ -97,9 +97,9 @@ def test_the_numbers_are_those_of_the_stored_iterates(smoke):
 def test_factors_multiply_and_the_explained_share_is_that_of_the_table(smoke):
     folder, _ = smoke
     points = [r for r in table(folder, "points") if r["task"] == "language"]
-    matrices = [
-        k for k, v in tasks.make(LANGUAGE["task"], **LANGUAGE["options"]).model(0).named_parameters() if v.dim() > 1
-    ]
+    task = tasks.make(LANGUAGE["task"], **LANGUAGE["options"])
+    matrices = [name for name, block in task.problem(task.model(0)).blocks.items() if block.kind != "vector"]
+    assert "blocks.0.attention.qkv.weight[q]" in matrices
     assert len(points) == 2 * 2 * 2 * len(matrices) and {r["layer"] for r in points} == set(matrices)
     for r in points:
         product = float(r["input"]) * float(r["output"]) * float(r["combined"])
