@@ -105,8 +105,9 @@ analyses:  ## answer the paper's questions (SCALE=small, or paper for a GPU); on
 $(ANALYSES): | $(BIN)/.installed
 	$(BIN)/python analyses/$(subst -,_,$@).py --scale $(SCALE) --device $(DEVICE) --workers $(WORKERS)
 
+# Two files side by side, each in a process of one thread.
 test: lint $(BIN)/.installed-test  ## lint, then run all tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile
 
 lint: $(BIN)/.installed-test  ## ruff (docstrings too) and mypy
 	$(BIN)/ruff check .

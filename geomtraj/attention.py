@@ -85,7 +85,7 @@ def _few(objective: Objective, parameters: Mapping[str, Tensor], batch: Any, los
     part = sliced(batch, len(losses), FEW)[0]
     try:
         alone = objective.losses(_leaves(parameters), part)[0].detach().double().cpu()
-    except UNSUITED:
+    except Exception:  # whatever a loss raises on a part of a batch that it was not written for
         return batch
     same = alone.shape == losses[:FEW].shape and torch.allclose(alone, losses[:FEW], rtol=1e-3, atol=1e-6)
     return part if same else batch

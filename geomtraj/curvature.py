@@ -44,7 +44,9 @@ def of_problem_or_operator(function: Callable[P, R]) -> Callable[P, R]:
             )
         if theta is not None:
             raise InputError("theta cannot be given together with an operator, which has its own: pass the Problem.")
-        return function(H, *args, **kwargs)  # type: ignore[arg-type]
+        found = function(H, *args, **kwargs)  # type: ignore[arg-type]
+        problem = getattr(H, "problem", None)
+        return found if problem is None else replace(found, status=with_remark(problem, found.status))
 
     signature = inspect.signature(function)
     extra = inspect.Parameter("theta", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="Tensor | None")

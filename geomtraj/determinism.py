@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,7 +66,19 @@ def two_passes(
         InputError: The passes disagree, or parameters are reached past the model in a way that cannot be followed.
     """
     tolerance = 1e3 * torch.finfo(next(iter(parameters.values())).dtype).eps
-    first = _pass(objective, parameters, batches, strict)
+    try:
+        with _watched(objective):
+            first = _pass(objective, parameters, batches, strict)
+    except RuntimeError as error:
+        if isinstance(error, GeomtrajError):
+            raise
+        # The loss may differentiate by parameters that it holds past the model.
+        own = dict(objective.model.named_parameters())
+        objective.captured = {name: own[name] for name in parameters}
+        try:
+            first = _pass(objective, parameters, batches, strict)
+        except RuntimeError:
+            raise error from None
     captured = set().union(*(s.captured for s in first))
     if captured:
         own = dict(objective.model.named_parameters())
@@ -165,6 +178,22 @@ def _summary(objective: Objective, parameters: Mapping[str, Tensor], batch: Any,
         weights is not None,
         ignored,
     )
+
+
+@contextmanager
+def _watched(objective: Objective) -> Iterator[None]:
+    """Notices whether a module runs inside a transform of torch.func."""
+
+    def notice(*_: object) -> None:
+        objective.uses_func |= torch._C._functorch.peek_interpreter_stack() is not None
+
+    plain = [m for m in objective.model.modules() if not hasattr(m, "_orig_mod")]
+    handles = [module.register_forward_pre_hook(notice) for module in plain]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _refuse_reentrant(value: Tensor) -> None:

@@ -77,8 +77,6 @@ class _Fixed(NamedTuple):
 def number_type(objective: Objective, name: str, batches: Iterable[Any], total: Sum) -> torch.dtype:
     """float64 if the model computes in it throughout, else float32."""
     parameter = dict(objective.model.named_parameters())[name]
-    if parameter.dtype is torch.float64:
-        return torch.float64
     single = torch.zeros((), dtype=torch.float64, device=parameter.device)
     try:
         none, once, twice = (_one_batch(objective, batches, 1 + shift) for shift in (0.0, 1e-11, 2e-11))

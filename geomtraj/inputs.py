@@ -71,6 +71,8 @@ def checked_batches(batches: Any, may_be_empty: bool) -> Iterable[Any]:
             stacklevel=2,
         )
         batches = held
+    if isinstance(batches, (list, tuple)):
+        batches = list(batches)  # what the caller appends later does not belong to it
     if _length(batches) == 0 and not may_be_empty:
         raise InputError("batches is empty: pass at least one batch.")
     return batches
@@ -138,6 +140,9 @@ def selected(model: nn.Module, params: str | Iterable[str] | None) -> Layout:
     }
     if not everything:
         raise InputError(f"the model {type(model).__name__} has no parameters.")
+    for name, p in everything.items():
+        if isinstance(p, nn.parameter.UninitializedParameter):
+            raise InputError(f"parameter {name!r} has no shape yet: run the model once on one batch first.")
     if params is None:
         names = [name for name, p in everything.items() if p.requires_grad]
         if not names:
@@ -182,6 +187,8 @@ def checked_losses(result: Any) -> tuple[Tensor, Tensor | None]:
         raise InputError(
             f"loss(model, batch) returned {type(result).__name__}: return a tensor of losses, or (losses, weights)."
         )
+    if losses.layout is not torch.strided:
+        losses = losses.to_dense()
     if losses.dim() == 0:
         raise InputError(
             "the loss is a single number (0-d): return one loss per example, unreduced, for instance with "

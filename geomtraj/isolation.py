@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import operator
 import random
 import sys
 import threading
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar, cast
@@ -18,12 +21,14 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from geomtraj.composed import composed_weight_norm
+from geomtraj.errors import InputError
 from geomtraj.trees import same
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 _EVALUATING = threading.RLock()
+_CONTAINERS = (dict, OrderedDict, list, set, deque)
 
 
 @contextmanager
@@ -60,22 +65,46 @@ def preserved_rng(generators: Iterable[torch.Generator] = ()) -> Iterator[None]:
 
 @contextmanager
 def preserved_model(model: nn.Module, training: bool) -> Iterator[None]:
-    """Puts a model into training or evaluation mode; gives flags, attributes and buffers back at the end."""
+    """Puts a model into training or evaluation mode; gives flags, attributes and buffers back at the end.
+
+    Raises:
+        InputError: `train()` of a module writes into the parameters, so that they are others in this mode.
+    """
+    with preserved_attributes(model):
+        writes = any(type(m).train is not nn.Module.train for m in model.modules())
+        before = [(n, p, p.detach().clone()) for n, p in model.named_parameters()] if writes else []
+        try:
+            model.train(training)
+            for name, parameter, value in before:
+                if not same(parameter, value):
+                    raise InputError(
+                        f"the model's own train({training}) writes into {name!r}, as a low-rank adapter that is merged "
+                        "does: switch that off, so that the mode changes no parameter."
+                    )
+            yield
+        finally:
+            for _, parameter, value in before:
+                parameter.data.copy_(value)
+
+
+@contextmanager
+def preserved_attributes(model: nn.Module) -> Iterator[None]:
+    """Gives modules their attributes, flags and buffers back at the end, and lists and dicts in them their content."""
     modules = list(model.modules())
     attributes = [(m, dict(m.__dict__)) for m in modules]
-    buffers = [(m, dict(m._buffers)) for m in modules]
-    kept = [(b, b.detach().clone()) for _, held in buffers for b in held.values() if b is not None]
+    inner = [(v, copy.copy(v)) for _, held in attributes for v in held.values() if type(v) in _CONTAINERS]
+    kept = [(b, b.detach().clone()) for m in modules for b in m._buffers.values() if b is not None]
     try:
-        model.train(training)
         yield
     finally:
         for module, held in attributes:
             if module.__dict__.keys() != held.keys() or any(module.__dict__[k] is not v for k, v in held.items()):
                 module.__dict__.clear()
                 module.__dict__.update(held)
-        for module, held in buffers:
-            module._buffers.clear()
-            module._buffers.update(held)
+        for container, content in inner:
+            if len(container) != len(content) or any(map(operator.is_not, _flat(container), _flat(content))):
+                container.clear()
+                (container.extend if isinstance(container, (list, deque)) else container.update)(content)
         for buffer, value in kept:
             if not same(buffer, value):
                 buffer.data.copy_(value)  # past the version counter: a kept graph may hold the buffer
@@ -105,12 +134,32 @@ def plain_torch(dtype: torch.dtype = torch.float32, device: torch.device | str =
             torch.set_default_dtype(before)
 
 
+def _flat(container: Any) -> list[Any]:
+    if isinstance(container, dict):
+        return [x for pair in container.items() for x in pair]
+    return sorted(container, key=id) if isinstance(container, set) else list(container)
+
+
 def in_plain_torch(function: F) -> F:
-    """A function that runs inside `plain_torch()`, so that what the caller has around it changes no number."""
+    """A function that runs inside `plain_torch()`, so that what the caller has around it changes no number.
+
+    Threads take turns, since the default number type is one for all of them.
+    """
 
     @functools.wraps(function)
     def inside(*args: Any, **kwargs: Any) -> Any:
-        with plain_torch():
+        with one_at_a_time(), plain_torch():
+            return function(*args, **kwargs)
+
+    return cast(F, inside)
+
+
+def on_the_cpu(function: F) -> F:
+    """A function whose new tensors are ordinary ones on the CPU, whatever the caller's default device or mode is."""
+
+    @functools.wraps(function)
+    def inside(*args: Any, **kwargs: Any) -> Any:
+        with torch.inference_mode(False), torch.device("cpu"):
             return function(*args, **kwargs)
 
     return cast(F, inside)
@@ -175,6 +224,14 @@ def preserved_state(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        with torch.no_grad():
-            for tensor, value in held:
+        put_back(held)
+
+
+def put_back(held: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Values into tensors, past the version counter, so that graphs of the caller's own stay valid."""
+    for tensor, value in held:
+        if tensor.is_inference():
+            with torch.inference_mode():
                 tensor.copy_(value)
+        else:
+            tensor.data.copy_(value)

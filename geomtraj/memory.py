@@ -47,10 +47,14 @@ class SavedBytes:
 
     def _pack(self, tensor: Tensor) -> tuple[Tensor, int]:
         for part in [tensor] if is_dense(tensor) else plain_parts(tensor):
-            storage = part.untyped_storage()
-            if storage.data_ptr() not in self._seen:
-                self._seen.add(storage.data_ptr())
-                self.total += storage.nbytes()
+            try:
+                storage = part.untyped_storage()
+                place, size = storage.data_ptr(), storage.nbytes()
+            except (RuntimeError, NotImplementedError):  # a wrapper of torch.func has no memory of its own
+                continue
+            if place not in self._seen:
+                self._seen.add(place)
+                self.total += size
         # The tensor itself would make its graph refer to itself, and never be freed.
         return tensor.detach(), tensor._version
 

@@ -14,11 +14,13 @@ from torch.nn.utils.stateless import _reparametrize_module
 from torch.overrides import TorchFunctionMode
 
 from geomtraj.composed import ComposedNorms
+from geomtraj.errors import InputError
 from geomtraj.inputs import checked_losses
 from geomtraj.isolation import (
     exact_arithmetic,
     one_at_a_time,
     plain_torch,
+    preserved_attributes,
     preserved_model,
     preserved_rng,
     twice_differentiable,
@@ -42,6 +44,7 @@ class Objective:
             evaluation. None while that is not known: all are.
         captured: Parameters by name that the loss also reaches past the model (a list, a closure, a loss object that
             holds them): operations on those are redirected to what stands in for them.
+        uses_func: Whether the loss calls the model inside a transform of torch.func, which cannot be recorded.
         differentiates: Whether the loss differentiates by the parameters itself, so that they must require gradients.
         composed_norms: Whether normalisations are composed of plain operations, since the loss takes derivatives.
     """
@@ -50,8 +53,10 @@ class Objective:
         self.model, self.loss, self.mode = model, loss, mode
         self.rewritten: set[str] | None = None
         self.captured: dict[str, Tensor] = {}
+        self.uses_func = False
         self.differentiates = False
         self.composed_norms = False
+        self._names = [name for name, _ in model.named_parameters()]
         self._defaults = (torch.get_default_dtype(), torch.get_default_device())
 
     @contextmanager
@@ -61,6 +66,8 @@ class Objective:
             stack.enter_context(one_at_a_time())
             stack.enter_context(preserved_rng(generators))
             stack.enter_context(plain_torch(*self._defaults))
+            if isinstance(self.loss, nn.Module):
+                stack.enter_context(preserved_attributes(self.loss))
             stack.enter_context(preserved_model(self.model, self.mode == "train"))
             stack.enter_context(exact_arithmetic())
             stack.enter_context(uncompiled())
@@ -95,13 +102,23 @@ class Objective:
 
     def stand_ins(self, parameters: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """What stands in for the model's parameters and buffers, by name."""
-        found = {name: _converted(tensor.detach(), dtype) for name, tensor in self._own()} | dict(parameters)
+        found = {name: self._constant(tensor, dtype) for name, tensor in self._own()} | dict(parameters)
         if self.differentiates:
             for name, tensor in parameters.items():
                 if tensor.is_floating_point() and not tensor.requires_grad:
                     found[name] = tensor.detach().requires_grad_()
         copied = found.keys() if self.rewritten is None else self.rewritten
-        return {name: tensor.clone() if name in copied else tensor for name, tensor in found.items()}
+        found = {name: tensor.clone() if name in copied else tensor for name, tensor in found.items()}
+        for name in self._names:  # a loss may ask which tensors of the model are parameters
+            if name in found:
+                found[name]._is_param = True
+        return found
+
+    def _constant(self, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+        """A parameter that is not selected, or a buffer; it requires a gradient where the loss may ask for that."""
+        found = _converted(tensor.detach(), dtype)
+        asked = tensor.requires_grad and (self.rewritten is None or self.differentiates)
+        return found.clone().requires_grad_() if asked and tensor.is_leaf else found
 
     def evaluated(
         self, stand_ins: dict[str, Tensor], batch: Any, dtype: torch.dtype | None = None
@@ -118,6 +135,7 @@ class Objective:
         names = {*values, *(self.rewritten or ())}
         own = {name: p for name, p in self.model.named_parameters() if name in names}
         before = {name: p.detach().clone() for name, p in own.items()}
+        gradients = [(p, p.grad) for p in self.model.parameters()]
         try:
             for name, value in values.items():
                 own[name].data.copy_(value)
@@ -125,6 +143,8 @@ class Objective:
         finally:
             for name, value in before.items():
                 own[name].data.copy_(value)
+            for p, gradient in gradients:
+                p.grad = gradient
 
     def own_losses(self, batch: Any) -> tuple[Tensor, Tensor | None]:
         """The losses that the model gives with its own parameters, without a graph."""
@@ -191,7 +211,10 @@ def _converted(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 def copied(batch: Any, dtype: torch.dtype | None = None) -> Any:
     """The batch with tensors and arrays of its own, in another number type if one is given."""
-    return rebuilt(batch, lambda array: _copied(array, dtype), (Tensor, np.ndarray))
+    try:
+        return rebuilt(batch, lambda array: _copied(array, dtype), (Tensor, np.ndarray))
+    except RecursionError as error:
+        raise InputError("a batch is nested too deeply to be copied: keep tensors in flat lists or dicts.") from error
 
 
 def _copied(array: Tensor | np.ndarray, dtype: torch.dtype | None) -> Tensor | np.ndarray:
@@ -201,4 +224,6 @@ def _copied(array: Tensor | np.ndarray, dtype: torch.dtype | None) -> Tensor | n
     plain = array.detach()
     found = _converted(plain, dtype)
     found = plain.clone() if found is plain else found
+    if array.__dict__:  # a user's own attributes of a tensor
+        found.__dict__.update(array.__dict__)
     return found.requires_grad_() if array.requires_grad else found

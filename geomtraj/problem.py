@@ -87,6 +87,7 @@ class Problem:
         self.rank = 0 if self._ranks is None else self._ranks.rank
         self.check = check
         self.guard: Any = None
+        self.gradient_refusal: str | None = None
         self._combine(self.on_ranks(lambda: self._own_part(model, loss, batches, params, mode, blocks)))
 
     @in_plain_torch

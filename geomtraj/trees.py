@@ -7,7 +7,8 @@ import dataclasses
 import functools
 import hashlib
 import types
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -38,14 +39,20 @@ def arrays_of(item: Any) -> Iterator[Tensor | np.ndarray]:
     return (leaf for _, leaf in leaves_of(item) if isinstance(leaf, (Tensor, np.ndarray)))
 
 
-def leaves_of(item: Any, path: str = "", above: tuple[int, ...] = ()) -> Iterator[tuple[str, Any]]:
-    """(path, leaf) of whatever is not a mapping, list, tuple, dataclass or object with fields, in order."""
-    inner = _inner(item)
-    if inner is None or id(item) in above:
-        yield path, item
-        return
-    for key, value in inner:
-        yield from leaves_of(value, f"{path}/{key}", (*above, id(item)))
+def leaves_of(item: Any) -> Iterator[tuple[str, Any]]:
+    """(path, leaf) of whatever is not a mapping, list, tuple, dataclass or object with fields, in order.
+
+    What occurs in several places is gone through at the first.
+    """
+    waiting, seen = [("", item)], set[int]()
+    while waiting:
+        path, value = waiting.pop()
+        inner = None if id(value) in seen else _inner(value)
+        if inner is None:
+            yield path, value
+            continue
+        seen.add(id(value))
+        waiting += [(f"{path}/{key}", part) for key, part in reversed(inner)]
 
 
 def rebuilt(item: Any, change: Change, kinds: tuple[type, ...] = (Tensor,)) -> Any:
@@ -57,7 +64,7 @@ def _inner(item: Any) -> list[tuple[str, Any]] | None:
     """What a value consists of, or None for a leaf."""
     if isinstance(item, Mapping):
         return [(str(key), value) for key, value in item.items()]
-    if isinstance(item, (list, tuple)):
+    if isinstance(item, (list, tuple, deque)):
         return [(str(i), value) for i, value in enumerate(item)]
     fields = _fields(item)
     return None if fields is None else list(fields.items())
@@ -68,8 +75,14 @@ def _fields(item: Any) -> dict[str, Any] | None:
     if isinstance(item, (Tensor, np.ndarray, np.generic, *_OPAQUE)):
         return None
     found = dict(getattr(item, "__dict__", {}))
-    slots = [name for cls in type(item).__mro__ for name in _names(cls.__dict__.get("__slots__", ()))]
-    found |= {name: getattr(item, name) for name in slots if not name.startswith("__") and hasattr(item, name)}
+    slots = [
+        f"_{cls.__name__.lstrip('_')}{name}" if name.startswith("__") and not name.endswith("__") else name
+        for cls in type(item).__mro__
+        for name in _names(cls.__dict__.get("__slots__", ()))
+    ]
+    found |= {
+        name: getattr(item, name) for name in slots if name not in ("__dict__", "__weakref__") and hasattr(item, name)
+    }
     return found or ({} if dataclasses.is_dataclass(item) else None)
 
 
@@ -78,41 +91,50 @@ def _names(slots: Any) -> tuple[str, ...]:
 
 
 def _rebuilt(item: Any, change: Change, kinds: tuple[type, ...], done: dict[int, Any]) -> Any:
-    if isinstance(item, kinds):
-        return change(item)
     if id(item) in done:
+        return done[id(item)]
+    if isinstance(item, kinds):
+        done[id(item)] = change(item)
         return done[id(item)]
 
     def again(value: Any) -> Any:
         return _rebuilt(value, change, kinds, done)
 
-    if isinstance(item, MutableMapping):
-        made: Any = copy.copy(item)
-        done[id(item)] = made
+    if isinstance(item, dict):
+        made = done[id(item)] = _fresh(item)
         for key, value in item.items():
             made[key] = again(value)
+        if getattr(made, "__dict__", made) is not made:
+            vars(made).update({name: again(value) for name, value in vars(item).items()})
         return made
-    if isinstance(item, Mapping):
-        return {key: again(value) for key, value in item.items()}
+    if isinstance(item, (list, deque)):
+        made = done[id(item)] = _fresh(item)
+        made.clear()
+        made.extend(again(value) for value in item)
+        return made
     if isinstance(item, tuple) and hasattr(item, "_fields"):
         return type(item)(*(again(value) for value in item))
-    if isinstance(item, list):
-        made = copy.copy(item)
-        done[id(item)] = made
-        made[:] = [again(value) for value in item]
-        return made
     if isinstance(item, tuple):
         return type(item)(again(value) for value in item)
     fields = _fields(item)
     if not fields:
-        return item
-    before = done[id(item)] = item  # a field may lead back here
+        return {key: again(value) for key, value in item.items()} if isinstance(item, Mapping) else item
+    done[id(item)] = item  # a field may lead back here
     changed = {name: new for name, value in fields.items() if (new := again(value)) is not value}
     if not changed:
-        return before
-    made = done[id(item)] = copy.copy(item)
+        return item
+    made = done[id(item)] = _fresh(item)
     for name, value in changed.items():
         object.__setattr__(made, name, value)
+    return made
+
+
+def _fresh(item: Any) -> Any:
+    """A shallow copy that is another object, whatever the item's own idea of a copy is."""
+    made = copy.copy(item)
+    if made is item:
+        made = object.__new__(type(item))
+        made.__dict__.update(item.__dict__)
     return made
 
 

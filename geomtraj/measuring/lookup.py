@@ -135,10 +135,15 @@ def other_iterates(folder: Path, count: int) -> str:
     return f"{folder}: {counted(range(count), 'stored result')} {_OTHER_ITERATE}: measured anew."
 
 
+CHECKED = 9
+"""Iterates at which a stored loss is compared: a changed loss may show only where some of its terms are at work."""
+
+
 def loss_holds(job: Job, stored: list[Measurement]) -> bool:
     """Whether one forward pass at a stored iterate gives its stored loss; True where none can be compared."""
     finite = [m for m in stored if m.statistic == "loss" and "loss" in m.quantities]
-    places = sorted({0, len(finite) // 2, len(finite) - 1}) if finite else []
+    last = len(finite) - 1
+    places = sorted({round(k * last / (CHECKED - 1)) for k in range(CHECKED)}) if finite else []
     for m in (finite[place] for place in places):
         with one_at_a_time():
             try:
@@ -149,7 +154,8 @@ def loss_holds(job: Job, stored: list[Measurement]) -> bool:
                 continue
             with preserved_state(job.problem.model):
                 put_into(job.problem, job.trajectory, iterate)
-                return same_loss(m.quantities["loss"].value, float(job.problem.loss()))
+                if not same_loss(m.quantities["loss"].value, float(job.problem.loss())):
+                    return False
     return True
 
 

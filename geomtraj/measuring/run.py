@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from geomtraj.errors import InputError, TrajectoryError
-from geomtraj.isolation import in_plain_torch
 from geomtraj.measuring.content import Seen
 from geomtraj.measuring.folder import PACK_FROM, counted, key, pack, write_measurement
 from geomtraj.measuring.lookup import Lookup, look_up, loss_holds, other_iterates
@@ -32,7 +31,6 @@ DEFAULT_STATISTICS = ("r_med", "spectrum")
 _LOG = logging.getLogger("geomtraj")
 
 
-@in_plain_torch
 def measure(
     trajectory: Trajectory | str | Path,
     problem: Problem,

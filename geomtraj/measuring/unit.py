@@ -13,7 +13,7 @@ import torch
 from geomtraj._version import __version__
 from geomtraj.errors import GeomtrajError, InputError
 from geomtraj.failures import is_out_of_memory
-from geomtraj.isolation import one_at_a_time, preserved_state
+from geomtraj.isolation import in_plain_torch, one_at_a_time, preserved_state
 from geomtraj.measuring.code import code_of, failure_code
 from geomtraj.measuring.content import Seen, content_of, settled, stamp_of
 from geomtraj.measuring.record import Measurement, from_text, to_text
@@ -132,6 +132,7 @@ def made_by(job: Job) -> dict[str, Any]:
     }
 
 
+@in_plain_torch
 def _measured(statistic: Statistic, point: Point, blank: Measurement, first: bool) -> Measurement:
     """A statistic at a point: its outcome, or the reason why there is none."""
     code = code_of(statistic)

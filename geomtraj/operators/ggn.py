@@ -135,6 +135,11 @@ def _check_split(problem: Problem, parameters: Mapping[str, Tensor], batch: Any)
             "the loss takes derivatives through model(...), otherwise than through what it returns, so there is no "
             "Gauss-Newton matrix: use gt.Hessian."
         ) from error
+    with problem.holding(own):
+        return _compare_split(problem, own, split, batch)
+
+
+def _compare_split(problem: Problem, own: dict[str, Tensor], split: _SplitLoss, batch: Any) -> None:
     whole = problem.batch_sum(own, batch)
     targets = list(own.values())
     options: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}

@@ -30,8 +30,10 @@ STEP = {torch.float64: 1e-8, torch.float32: 3e-3}
 LOSS_STEP = {torch.float64: 1e-6, torch.float32: 3e-3}
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-2}
 """Relative error of a product, by the number type that it was made in."""
-SHARE = 0.01
-"""Parameters that contribute less than this to a product are compared on this scale."""
+SHARE = {torch.float64: 1e-6, torch.float32: 1e-4}
+"""Parameters that contribute less than this to a product are compared on this scale, by how the product was made."""
+COARSE = 0.01
+"""The same where a first disagreement turns out to be noise."""
 NOISE = 64.0
 """Roundings by which sums over a model may differ."""
 
@@ -83,10 +85,33 @@ def check_derivatives(problem: Problem, theta: Tensor) -> None:
             try:
                 problem.guard = _checked(problem, theta)
             finally:
-                if problem.guard.status == "being checked":
+                if problem.guard is not None and problem.guard.status == "being checked":
                     problem.guard = None
     if problem.guard is not None and problem.guard.refusal:
         raise InputError(problem.guard.refusal)
+
+
+@in_plain_torch
+def check_gradient(problem: Problem, theta: Tensor) -> None:
+    """Refuse a problem whose gradient is not the derivative of its loss; done once, for products by differences.
+
+    Raises:
+        InputError: It is not; the message names the likely culprit.
+    """
+    if problem.check and problem.gradient_refusal is None and torch.isfinite(theta).all():
+        check = _Check(problem, theta)
+        check.hv = torch.zeros_like(theta)
+        check.begin()
+        if not check.finite:
+            return
+        refusal = check.loss()[1]
+        rows = culprits.padding_rows(problem, theta) if refusal else []
+        if rows:
+            check.keep_still(rows)
+            refusal = check.loss()[1]
+        problem.gradient_refusal = refusal
+    if problem.gradient_refusal:
+        raise InputError(problem.gradient_refusal)
 
 
 def with_remark(problem: Problem, status: str) -> str:
@@ -129,6 +154,7 @@ class _Check:
         self.u = self.scale * rademacher((problem.size,), rng, theta)
         self.v = self.scale * rademacher((problem.size,), rng, theta)
         self.hu = self.hv = self.gradient = self.v
+        self.eps = torch.finfo(problem.dtype).eps  # of the losses
         self.value = 0.0
         self.finite = False
         parameters = problem.layout.unflatten(self.theta)
@@ -192,10 +218,13 @@ class _Check:
 
     def loss(self) -> tuple[str, str]:
         """Status and refusal of the loss's own comparisons."""
+        if any(p.is_inference() for p in self.problem.model.parameters()):
+            self.loss_is_right = True
+            return "ok", ""  # they take part in no derivative and cannot be moved outside inference mode
         here, size = self._own_loss(self.theta)
-        if abs(here - self.value) > 1e3 * torch.finfo(self.problem.dtype).eps * size + 1e-30:
+        if abs(here - self.value) > 1e3 * self.eps * size + 1e-30:
             return "", culprits.of_value(self.problem, self.theta, self.scale)
-        step = LOSS_STEP[self.problem.dtype]
+        step = LOSS_STEP[self._rounded_as]
         ahead, _ = self._own_loss(self.theta + step * self.v)
         bend = step / 2 * float((self.v.double() * self.hv.double()).sum())
         slope = self._slope(ahead - here, step, size, bend)
@@ -218,9 +247,13 @@ class _Check:
     def _slope(self, change: float, step: float, size: float, bend: float) -> _Slope:
         terms = self.gradient.double() * self.v.double()
         error = change / step - float(terms.sum()) - bend
-        noise = NOISE * torch.finfo(self.problem.dtype).eps * size / step
-        relative = 5 * TOLERANCE[self.problem.dtype]
+        noise = NOISE * self.eps * size / step
+        relative = 5 * TOLERANCE[self._rounded_as]
         return _Slope(error, abs(error) <= relative * (float(terms.norm()) + abs(bend)) + noise)
+
+    @property
+    def _rounded_as(self) -> torch.dtype:
+        return torch.float32 if self.eps > 1e-10 else torch.float64
 
     def _own_loss(self, theta: Tensor) -> tuple[float, float]:
         """The loss with theta in the model's own parameters, and the mean of the losses' sizes."""
@@ -230,6 +263,7 @@ class _Check:
         def of(part: Any) -> Tensor:
             with objective.moved(values):
                 losses, weights = objective.own_losses(part)
+            self.eps = max(self.eps, torch.finfo(losses.dtype).eps)
             weighted = (losses if weights is None else losses * weights).double()
             return torch.stack([weighted.sum(), weighted.abs().sum()])
 
@@ -246,7 +280,8 @@ class _Check:
         with problem.session():
             dtype = number_type(problem.objective, next(iter(problem.layout)), problem.batches, problem.over_ranks)
         differences = self._differences(dtype, STEP[dtype])
-        worst = self._worst(self.hv, differences, self.problem.dtype, dtype)
+        made = dtype if self.problem.dtype is torch.float64 else self.problem.dtype
+        worst = self._worst(self.hv, differences, made, dtype)
         if worst is None and self._symmetric():
             return "ok", ""
         return self._explained(self.hv, differences, worst, dtype)
@@ -255,7 +290,8 @@ class _Check:
         self, found: Tensor, differences: Tensor, worst: _Worst | None, dtype: torch.dtype
     ) -> tuple[str, str]:
         """What a first disagreement means: a wrong derivative, or rounding and kinks."""
-        problem = self.problem
+        problem, worst_made = self.problem, dtype
+        coarse = self._worst(found, differences, self.problem.dtype, dtype, COARSE) if worst is not None else worst
         if dtype is torch.float64 and problem.dtype is torch.float32:
             found = self._double_product()
             worst = self._worst(found, differences, torch.float64, dtype)
@@ -264,30 +300,39 @@ class _Check:
         names = culprits.functions(problem, self.theta)
         for factor in (0.1, 10.0, 0.01):
             again = self._differences(dtype, factor * STEP[dtype])
-            still = self._worst(found, again, problem.dtype, dtype)
+            still = self._worst(found, again, worst_made, dtype)
             if still is None:
                 return "ok", ""
-            apart, error = (again.double() - differences.double()).norm(), (found.double() - again.double()).norm()
+            place = problem.layout[still.name].slice
+            apart = (again.double() - differences.double())[place].norm()
+            error = (found.double() - again.double())[place].norm()
             if apart <= 0.05 * error and (dtype is torch.float64 or names):
                 return "", culprits.of_products(problem, still.name, still.error, names)
             differences = again
         if worst is None:
             return "", culprits.of_symmetry(problem, names)
+        if coarse is None:
+            return "ok", ""
         return "second derivatives could not be told from differences of gradients, which are too noisy here", ""
 
-    def _worst(self, found: Tensor, differences: Tensor, made: torch.dtype, compared: torch.dtype) -> _Worst | None:
+    def _worst(
+        self, found: Tensor, differences: Tensor, made: torch.dtype, compared: torch.dtype, share: float | None = None
+    ) -> _Worst | None:
         """The parameter at which two products differ most, if that is more than the tolerance."""
+        share = SHARE[made] if share is None else share
         tolerance = max(TOLERANCE[made], TOLERANCE[compared])
         step = STEP[compared]
         weight = self.scale.double()
         error, size = weight * (found.double() - differences.double()), weight * differences.double()
-        noise = NOISE * torch.finfo(compared).eps / step * (weight * self.gradient.double()).norm()
+        slope = weight * self.gradient.double()
+        noise = NOISE * torch.finfo(compared).eps / step
         total = torch.maximum(size.norm(), (weight * found.double()).norm())
         worst = None
         for name, slot in self.problem.layout.items():
             if slot.size:
-                part, of = error[slot.slice].norm(), size[slot.slice].norm() + SHARE * total
-                if part > tolerance * of + noise and (worst is None or part / of > worst.error):
+                part, of = error[slot.slice].norm(), size[slot.slice].norm() + share * total
+                rounding = noise * (slope[slot.slice].norm() + 1e-3 * slope.norm())
+                if part > tolerance * of + rounding and (worst is None or part / of > worst.error):
                     worst = _Worst(name, float(part / of))
         return worst
 
@@ -297,6 +342,8 @@ class _Check:
         return bool((one.sum() - other.sum()).abs() <= tolerance * (one.norm() + other.norm()) + 1e-30)
 
     def _differences(self, dtype: torch.dtype, step: float) -> Tensor:
+        """Central differences of gradients along v, with a step for this number type."""
+        dtype = torch.float64 if dtype is torch.float64 else self.problem.dtype
         theta, along = self.theta.to(dtype), self.v.to(dtype)
         ahead = self._loss_and_gradient(theta + step * along, dtype)[1]
         behind = self._loss_and_gradient(theta - step * along, dtype)[1]

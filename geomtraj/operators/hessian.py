@@ -9,7 +9,7 @@ from torch import Tensor
 from geomtraj.errors import ComputationError
 from geomtraj.operators.base import PrincipalBlock, SymmetricOperator
 from geomtraj.operators.engine import Engine
-from geomtraj.operators.guard import check_derivatives
+from geomtraj.operators.guard import check_derivatives, check_gradient
 from geomtraj.problem import Problem
 
 
@@ -86,8 +86,8 @@ class Hessian(SymmetricOperator):
         return part if blocks.size == sum(block.size for block in chosen) else PrincipalBlock(part, chosen)
 
     def _matmat(self, vectors: Tensor) -> Tensor:
-        if self._asked != "differences":
-            check_derivatives(self.problem, self.theta)
+        check = check_gradient if self._asked == "differences" else check_derivatives
+        check(self.problem, self.theta)
         rows = vectors.T if vectors.stride(0) == 1 else vectors.T.contiguous()
         total = self._engine.products(rows)
         return self.problem.over_ranks(total, of=vectors).div_(self.problem.total_weight).T

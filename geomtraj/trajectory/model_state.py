@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from geomtraj.errors import InputError, TrajectoryError
+from geomtraj.isolation import put_back
 from geomtraj.trajectory.steps import everything_in
 
 
@@ -137,13 +138,11 @@ def check_same_model(model: nn.Module, content: Mapping[str, Any], where: object
 
 def restore(model: nn.Module, content: Mapping[str, Any]) -> None:
     """Copy a stored iterate's parameters and buffers into the model in place, checked before."""
-    with torch.no_grad():
-        for mine, stored in (
-            (named_parameters(model), content["parameters"]),
-            (named_buffers(model), content["buffers"]),
-        ):
-            for name, tensor in stored.items():
-                mine[name].copy_(tensor)
+    for mine, stored in (
+        (named_parameters(model), content["parameters"]),
+        (named_buffers(model), content["buffers"]),
+    ):
+        put_back((mine[name], tensor) for name, tensor in stored.items())
 
 
 def optimizer_content(optimizers: Sequence[Optimizer], chosen: set[int] | None = None) -> dict[str, Any]:

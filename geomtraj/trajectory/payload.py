@@ -15,7 +15,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from geomtraj.isolation import in_plain_torch
+from geomtraj.isolation import on_the_cpu
 
 PIECE = 2**22
 """Bytes that are converted, hashed and written at a time."""
@@ -254,7 +254,7 @@ def read_into(descriptor: int, target: memoryview, offset: int) -> None:
         done += got
 
 
-@in_plain_torch
+@on_the_cpu
 def read_tensor(row: Row, reader: Reader) -> Tensor:
     """One tensor, with memory of its own, verified by its checksum.
 

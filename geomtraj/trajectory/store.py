@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from geomtraj.errors import TrajectoryError
-from geomtraj.isolation import in_plain_torch
+from geomtraj.isolation import on_the_cpu
 from geomtraj.trajectory import codec, container, payload
 from geomtraj.trajectory.files import open_regular, replace_file, write_error
 from geomtraj.trajectory.payload import Block, Row
@@ -53,7 +53,7 @@ def stored_steps(folder: Path) -> list[int]:
     return sorted(int(match[1]) for file in files.iterdir() if (match := _NAME.fullmatch(file.name)))
 
 
-@in_plain_torch
+@on_the_cpu
 def write_iterate(
     folder: Path, step: int, content: dict[str, Any], *, dtype: torch.dtype | None = None, compress: bool = False
 ) -> None:
@@ -90,7 +90,7 @@ def write_iterate(
     replace_file(path, lambda descriptor: _fill(descriptor, tree, rows, tensors, lengths, compress))
 
 
-@in_plain_torch
+@on_the_cpu
 def read_iterate(
     folder: Path,
     step: int,
@@ -374,7 +374,7 @@ class _FirstFormat:
         if not isinstance(self.tree, dict):
             raise ValueError("its header")
 
-    @in_plain_torch
+    @on_the_cpu
     def tensor(self, leaf: Any) -> Tensor:
         """The tensor that stands for an entry of the tree."""
         dtype = payload.dtype_of(leaf["dtype"])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from geomtraj.errors import InputError, TrajectoryError
-from geomtraj.isolation import in_plain_torch
+from geomtraj.isolation import on_the_cpu
 from geomtraj.layout import Layout
 from geomtraj.trajectory import model_state, store
 from geomtraj.trajectory.folder import absolute
@@ -128,7 +128,7 @@ class Trajectory:
         span = f"steps {self.steps[0]} to {self.steps[-1]}" if self.steps else "no steps"
         return f"Trajectory({str(self.path)!r}, {len(self)} iterates, {span}, {self.status})"
 
-    @in_plain_torch
+    @on_the_cpu
     def at_step(self, step: int) -> Iterate:
         """The iterate recorded after `step` optimizer steps; the optimizer's state is read when it is asked for.
 
@@ -168,7 +168,7 @@ class Trajectory:
         self._check_recorded(step)
         return store.digest(self.path, step)
 
-    @in_plain_torch
+    @on_the_cpu
     def load_into(
         self,
         model: nn.Module,

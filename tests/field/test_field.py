@@ -20,6 +20,8 @@ ALL = {f"{kind}-{e.name}": e for kind in KINDS for e in importlib.import_module(
 RIGHT = {name: e for name, e in ALL.items() if e.refused is None}
 LARGE = {"parameters-three_thousand", "models-moving_teacher"}
 """Entries whose Hessian is not compared entry by entry."""
+UNTRAINABLE = {"elsewhere-views_made_before"}
+"""Entries whose model torch refuses to run after a step of an optimizer."""
 SLOW = {("linearized-forward", "parameters-three_thousand")}
 """Strategies that take long to prepare where parameters are many."""
 REFUSED = {name: e for name, e in ALL.items() if e.refused is not None}
@@ -142,7 +144,7 @@ def assert_sentence(error, pattern):
     assert "\n" not in text and text.endswith((".", ")", "]"))
 
 
-@pytest.mark.parametrize("name", RIGHT)
+@pytest.mark.parametrize("name", sorted(RIGHT.keys() - UNTRAINABLE))
 def test_measuring(name, tmp_path):
     """Recorded, measured twice (the second time from what is stored), and anew by a Problem of its own."""
     at = Prepared(RIGHT[name])
@@ -156,5 +158,6 @@ def test_measuring(name, tmp_path):
     with at.situation.around():
         options = {"settings": {"trace": {"probes": 4}}, "progress": False}
         first, again = (gt.measure(tmp_path / "run", p, ["trace"], **options) for p in (at.problem, other))
+    assert not [m.status for m in first.measurements if m.status.startswith("failed")]
     assert first.losses()[0] == pytest.approx(at.reference.value(at.theta))
     assert [m.seconds for m in first.measurements] == [m.seconds for m in again.measurements]  # not made again

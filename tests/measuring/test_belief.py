@@ -16,6 +16,7 @@ import geomtraj as gt
 from geomtraj.errors import InputError, TrajectoryError
 from geomtraj.measuring import lookup, unit
 from geomtraj.measuring.content import content_of
+from geomtraj.measuring.lookup import CHECKED
 from geomtraj.measuring.record import Measurement, from_text, read_measurement, to_text
 from geomtraj.statistics import Outcome, Quantity, Statistic
 
@@ -270,11 +271,12 @@ def test_iterates_that_have_not_changed_since_are_not_read_again(run, monkeypatc
     real = gt.Trajectory.at_step
     monkeypatch.setattr(gt.Trajectory, "at_step", lambda self, step: reads.append(step) or real(self, step))
     measured(run)
-    assert len(reads) == 1  # that of the forward pass
+    assert len(reads) == len(set(reads)) <= CHECKED  # those of the forward passes
+    forward = len(reads)
     gt.Results.load(run.path)
-    assert len(reads) == 1
+    assert len(reads) == forward
     os.utime(run.path / "iterates" / "00000004.h5")
-    assert len(gt.Results.load(run.path)) == 8 and reads[1:] == [4]
+    assert len(gt.Results.load(run.path)) == 8 and reads[forward:] == [4]
 
 
 def test_each_iterate_is_read_once(run, monkeypatch):

@@ -1,6 +1,7 @@
 import errno
 import json
 import math
+import warnings
 import zlib
 
 import h5py
@@ -80,9 +81,19 @@ def test_h5py_alone_reads_a_file_by_its_table(tmp_path, compress):
 def test_what_cannot_be_stored_is_named(tmp_path):
     with pytest.raises(InputError, match="optimizer/state/0/odd holds a object"):
         store.write_iterate(tmp_path, 0, {"optimizer": {"state": {0: {"odd": object()}}}})
-    with pytest.raises(InputError, match="sparse"):
-        store.write_iterate(tmp_path, 0, {"x": torch.eye(2).to_sparse()})
+    with warnings.catch_warnings(), pytest.raises(InputError, match="nested"):
+        warnings.simplefilter("ignore")
+        store.write_iterate(tmp_path, 0, {"x": torch.nested.nested_tensor([torch.ones(2)], layout=torch.jagged)})
     assert store.stored_steps(tmp_path) == []
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr, torch.sparse_csc])
+def test_sparse_tensors_come_back_in_their_layout(tmp_path, layout):
+    sparse = torch.tensor([[0, 2.0, 0], [0, 0, 3]]).to_sparse(layout=layout)
+    store.write_iterate(tmp_path, 0, {"buffers": {"links": sparse}})
+    found = store.read_iterate(tmp_path, 0)["buffers"]["links"]
+    assert found.layout is layout and torch.equal(found.to_dense(), sparse.to_dense())
 
 
 @pytest.mark.parametrize("compress", [False, True])

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from geomtraj.errors import ComputationError
 from geomtraj.isolation import exact_arithmetic
 from geomtraj.operators.batch_loss import BatchLoss
 from geomtraj.operators.recording import record
@@ -26,6 +27,11 @@ class LinearizedForward(Way):
 
     def __init__(self, loss: BatchLoss):
         super().__init__(loss)
+        if loss.problem.objective.uses_func:
+            raise ComputationError(
+                "the loss calls the model inside a transform of torch.func, whose derivatives cannot be recorded: "
+                "leave strategy='auto'."
+            )
         inputs = [torch.zeros_like(value) for value in loss.values]
         self._program = simplify(record(self._along(), inputs))
         self._mapped: Callable[..., list[Tensor]] | None = None

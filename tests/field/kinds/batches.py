@@ -1,6 +1,7 @@
 """Batches of every form."""
 
 import collections
+import copy
 import types
 import warnings
 from dataclasses import dataclass
@@ -63,6 +64,65 @@ class Plain:
     def __init__(self, x, y):
         self.x, self.inner = x, {"deep": [y, None]}
         self.own = self  # a circle
+
+
+class OwnMapping(collections.abc.MutableMapping):
+    """One that shares what it holds with its copies."""
+
+    def __init__(self, **held):
+        self.held = held
+
+    def __getitem__(self, key):
+        return self.held[key]
+
+    def __setitem__(self, key, value):
+        self.held[key] = value
+
+    def __delitem__(self, key):
+        del self.held[key]
+
+    def __iter__(self):
+        return iter(self.held)
+
+    def __len__(self):
+        return len(self.held)
+
+
+class Attributes(dict):
+    def __init__(self, **held):
+        super().__init__(**held)
+        self.__dict__ = self
+
+    def __deepcopy__(self, memo):
+        return Attributes(**copy.deepcopy(dict(self), memo))
+
+
+class Atom:
+    def __init__(self, x):
+        self.x, self.neighbours = x, []
+
+
+def own_mapping():
+    make = lambda x, y: OwnMapping(x=x, y=y)  # noqa: E731
+    return Situation(net(), fitting(lambda b: b["x"].clamp_(-1, 1), lambda b: b["y"]), pairs(make))
+
+
+def attributes_that_are_items():
+    make = lambda x, y: Attributes(x=x, y=y)  # noqa: E731
+    return Situation(net(), fitting(lambda b: b.x.clamp_(-1, 1), lambda b: b["y"]), pairs(make))
+
+
+def deque_of_tensors():
+    make = lambda x, y: collections.deque([x, y], maxlen=2)  # noqa: E731
+    return Situation(net(), fitting(lambda b: b[0].clamp_(-1, 1), lambda b: b[1]), pairs(make))
+
+
+def objects_linked_to_each_other():
+    atoms = [Atom(row) for row in columns()[0].repeat(3, 1)]
+    for atom in atoms:
+        atom.neighbours = [other for other in atoms if other is not atom]
+    loss = lambda m, b: m(torch.stack([a.x for a in b])).square()[:, 0]  # noqa: E731
+    return Situation(net(), loss, [atoms])
 
 
 def dataclass_batches():
@@ -182,6 +242,10 @@ def single_array():
 ENTRIES = entries(
     [
         namedtuple_of_mapping_words,
+        own_mapping,
+        attributes_that_are_items,
+        deque_of_tensors,
+        objects_linked_to_each_other,
         dataclass_batches,
         frozen_dataclass,
         slots,

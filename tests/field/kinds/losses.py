@@ -53,6 +53,58 @@ def forces_by_func():
     return Situation(net(inputs=2), loss, points(4, 2))
 
 
+def laplacian_by_func():
+    def loss(model, batch):
+        energy = lambda x: model(x).sum()  # noqa: E731
+        return torch.func.vmap(lambda x: torch.func.hessian(energy)(x).trace())(batch).square()
+
+    return Situation(net(inputs=2), loss, points(4, 2))
+
+
+def slope_by_forward_mode():
+    def loss(model, batch):
+        return torch.func.jvp(model, (batch,), (torch.ones_like(batch),))[1].square()[:, 0]
+
+    return Situation(net(), loss, points())
+
+
+def gradient_by_a_held_list():
+    model = net()
+    held = list(model.parameters())
+
+    def loss(model, batch):
+        losses = model(batch).square()[:, 0]
+        slopes = torch.autograd.grad(losses.sum(), held, create_graph=True)
+        return losses + 0.1 * sum(g.square().sum() for g in slopes)
+
+    return Situation(model, loss, points(), apart=False)
+
+
+def a_small_part_with_a_wrong_derivative():
+    class Bent(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.slope = 3 * x * x
+            return x * x * x
+
+        @staticmethod
+        def backward(ctx, g):
+            return g * ctx.slope
+
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"main": nn.Linear(3, 3), "aside": nn.Linear(3, 3)}).double()
+    loss = lambda m, b: m["main"](b).square().sum(1) + 1e-6 * Bent.apply(m["aside"](b)).sin().sum(1)  # noqa: E731
+    return Situation(model, loss, points(5, 3))
+
+
+def decay_of_what_is_a_parameter():
+    def loss(model, batch):
+        decay = sum(p.square().sum() for p in model.parameters() if isinstance(p, nn.Parameter))
+        return model(batch).square()[:, 0] + 0.1 * decay
+
+    return Situation(net(), loss, points())
+
+
 def gradient_penalty_through_layer_norm():
     return Situation(net(nn.LayerNorm(4), inputs=2), residual, points(4, 2))
 
@@ -190,6 +242,11 @@ ENTRIES = entries(
         differential_equation_on_the_batch_itself,
         second_order_equation,
         forces_by_func,
+        laplacian_by_func,
+        slope_by_forward_mode,
+        gradient_by_a_held_list,
+        decay_of_what_is_a_parameter,
+        (a_small_part_with_a_wrong_derivative, "'aside.*Bent|Bent.* is likely to blame"),
         gradient_penalty_through_layer_norm,
         gradient_penalty_through_group_norm,
         gradient_penalty_through_instance_norm,

@@ -123,7 +123,39 @@ def moving_teacher():
     return Situation(Student().double(), square, data(), options={"params": "net.*"}, apart=False)
 
 
+def adapter_that_is_merged_by_eval():
+    class Merged(nn.Linear):
+        def __init__(self):
+            super().__init__(3, 2)
+            self.weight.requires_grad_(False)
+            self.a, self.b = nn.Parameter(torch.randn(1, 3)), nn.Parameter(torch.randn(2, 1))
+            self.merged = False
+
+        def train(self, mode=True):
+            super().train(mode)
+            if mode == self.merged:
+                self.weight.data += (-1 if mode else 1) * self.b.data @ self.a.data
+                self.merged = not mode
+            return self
+
+    torch.manual_seed(0)
+    return Situation(Merged().double(), square, data())
+
+
+def cache_that_is_filled():
+    def write(model, x):
+        key = len(x)
+        if key not in model.cache:
+            model.cache[key] = torch.ones(4, dtype=x.dtype)
+        return model.cache[key]
+
+    model = Written(write)
+    model.cache = {}
+    return Situation(model.double(), square, data())
+
+
 def batch_norm_in_evaluation():
+    torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2)).double()
     model[1].running_mean += 0.3
     return Situation(model, square, data())
@@ -271,6 +303,8 @@ ENTRIES = entries(
         embedding_within_max_norm,
         (embedding_beyond_max_norm, "the forward pass itself writes into 'weight'"),
         moving_teacher,
+        (adapter_that_is_merged_by_eval, r"train\(False\) writes into 'weight'"),
+        cache_that_is_filled,
         batch_norm_in_evaluation,
         batch_norm_in_training,
         recurrent,

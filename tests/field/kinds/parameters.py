@@ -108,8 +108,8 @@ def frozen_in_part():
 
 
 def not_contiguous():
-    model = nn.Linear(2, 3).double()
     torch.manual_seed(0)
+    model = nn.Linear(2, 3).double()
     model.weight = nn.Parameter(torch.randn(2, 3).double().T)
     return Situation(model, lambda m, b: m(b).tanh().square().sum(1), data())
 
