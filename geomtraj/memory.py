@@ -10,6 +10,8 @@ import psutil
 import torch
 from torch import Tensor
 
+from geomtraj.errors import GeomtrajError
+from geomtraj.failures import is_out_of_memory
 from geomtraj.trees import is_dense, plain_parts
 
 T = TypeVar("T")
@@ -71,13 +73,13 @@ class SavedBytes:
 def with_saved_bytes(work: Callable[[], T]) -> tuple[T, int]:
     """What `work()` returns, and the bytes that autograd saves for backward passes meanwhile.
 
-    Where the work uses torch.func, which takes no hooks, it is done again without counting and counts as nothing.
+    Where it fails with the hooks that count, as torch.func does, it is done again without them and counts as nothing.
     """
     try:
         with SavedBytes() as saved:
             return work(), saved.total
-    except RuntimeError as error:
-        if "saved tensor hooks" not in str(error):
+    except (RuntimeError, NotImplementedError) as error:
+        if isinstance(error, GeomtrajError) or is_out_of_memory(error):
             raise
     return work(), 0
 

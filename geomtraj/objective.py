@@ -26,7 +26,7 @@ from geomtraj.isolation import (
     twice_differentiable,
     uncompiled,
 )
-from geomtraj.trees import rebuilt, same
+from geomtraj.trees import is_dense, rebuilt, same, tensors_of
 
 Loss = Callable[[nn.Module, Any], "Tensor | tuple[Tensor, Tensor]"]
 
@@ -209,12 +209,47 @@ def _converted(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor.clone() if tensor.is_inference() else tensor
 
 
+WHOLE = 4
+"""How much larger a storage may be than the views of it in a batch, to be copied as one."""
+
+
 def copied(batch: Any, dtype: torch.dtype | None = None) -> Any:
     """The batch with tensors and arrays of its own, in another number type if one is given."""
+    shared = _shared_storages(batch) if dtype is None else {}
+
+    def change(array: Tensor | np.ndarray) -> Tensor | np.ndarray:
+        whole = None
+        if shared and isinstance(array, Tensor) and _has_storage(array):
+            whole = shared.get(array.untyped_storage().data_ptr())
+        if whole is None or not isinstance(array, Tensor):
+            return _copied(array, dtype)
+        typed = torch.empty(0, dtype=array.dtype, device=array.device).set_(whole)
+        return typed.as_strided(array.shape, array.stride(), array.storage_offset())
+
     try:
-        return rebuilt(batch, lambda array: _copied(array, dtype), (Tensor, np.ndarray))
+        return rebuilt(batch, change, (Tensor, np.ndarray))
     except RecursionError as error:
         raise InputError("a batch is nested too deeply to be copied: keep tensors in flat lists or dicts.") from error
+
+
+def _has_storage(array: Any) -> bool:
+    return isinstance(array, Tensor) and type(array) is Tensor and is_dense(array) and not array.requires_grad
+
+
+def _shared_storages(batch: Any) -> dict[int, Any]:
+    """Copies of the storages that several tensors of a batch look at, by where they lie; not of those of whole data."""
+    places: dict[int, dict[int, Tensor]] = {}
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return {}
+    for tensor in tensors_of(batch):
+        if _has_storage(tensor) and tensor.numel():
+            places.setdefault(tensor.untyped_storage().data_ptr(), {})[id(tensor)] = tensor
+    found = {}
+    for place, views in places.items():
+        storage = next(iter(views.values())).untyped_storage()
+        if len(views) > 1 and storage.nbytes() <= WHOLE * sum(view.nbytes for view in views.values()):
+            found[place] = storage.clone()
+    return found
 
 
 def _copied(array: Tensor | np.ndarray, dtype: torch.dtype | None) -> Tensor | np.ndarray:

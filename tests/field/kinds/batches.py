@@ -107,6 +107,16 @@ def own_mapping():
     return Situation(net(), fitting(lambda b: b["x"].clamp_(-1, 1), lambda b: b["y"]), pairs(make))
 
 
+def views_of_one_tensor():
+    make = lambda x, y: {"all": x, "first": x[:, :1], "y": y}  # noqa: E731
+
+    def loss(model, batch):
+        batch["all"].clamp_(-0.5, 0.5)
+        return (model(batch["all"])[:, 0] * batch["first"][:, 0] - batch["y"]).square()
+
+    return Situation(net(), loss, pairs(make))
+
+
 def attributes_that_are_items():
     make = lambda x, y: Attributes(x=x, y=y)  # noqa: E731
     return Situation(net(), fitting(lambda b: b.x.clamp_(-1, 1), lambda b: b["y"]), pairs(make))
@@ -243,6 +253,7 @@ ENTRIES = entries(
     [
         namedtuple_of_mapping_words,
         own_mapping,
+        views_of_one_tensor,
         attributes_that_are_items,
         deque_of_tensors,
         objects_linked_to_each_other,
