@@ -17,6 +17,8 @@ SCALES = (1.0, 0.3)
 """Sizes of the parameters' fixed values, at each of which the losses are taken."""
 NUMBERS = 65537
 """How many random numbers the fixed values are filled with, again and again; a prime, so that no row repeats."""
+SHIFT = 1e-10
+"""Relative change of the parameters by which it is found out whether the model computes in float64."""
 DIGITS = {torch.float64: 8, torch.float32: 3}
 """Digits of the losses' moments that count, by the number type in which they could be computed."""
 
@@ -79,21 +81,23 @@ def number_type(objective: Objective, name: str, batches: Iterable[Any], total: 
     parameter = dict(objective.model.named_parameters())[name]
     single = torch.zeros((), dtype=torch.float64, device=parameter.device)
     try:
-        none, once, twice = (_one_batch(objective, batches, 1 + shift) for shift in (0.0, 1e-11, 2e-11))
-        # Where something is rounded to float32 on the way, twice the shift does not change the loss by twice as much.
-        single += not (once != none and abs((twice - none) / (once - none) - 2) < 1e-2)
+        none, once, twice = (_one_batch(objective, batches, 1 + shift) for shift in (0.0, SHIFT, 2 * SHIFT))
+        # Where something is rounded to float32 on the way, twice the shift does not change losses by twice as much.
+        change = once - none
+        single += not (twice - none - 2 * change).norm() < 0.02 * change.norm()
     except Exception:  # whatever a model raises on number types that it was not written for
         single += 1
     return torch.float32 if bool(total(single) > 0) else torch.float64
 
 
-def _one_batch(objective: Objective, batches: Iterable[Any], scale: float) -> float:
+def _one_batch(objective: Objective, batches: Iterable[Any], scale: float) -> Tensor:
     at = _Fixed(scale, 0.0, torch.float64)
     for batch in batches:
         losses, _ = objective.evaluated(_stand_ins(objective, _fixed(objective, at), at), batch, at.dtype)
         if losses.numel():
-            return float(losses.detach().double().sum()) if losses.dtype is torch.float64 else math.nan
-    return 1.0
+            losses = losses.detach().flatten()
+            return losses if losses.dtype is torch.float64 else losses.double() * math.nan
+    return torch.tensor([scale], dtype=torch.float64)
 
 
 def _moments(objective: Objective, names: list[str], batches: Iterable[Any], at: _Fixed, total: Sum) -> Tensor | None:
