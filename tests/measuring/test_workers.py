@@ -247,7 +247,7 @@ def test_workers_end_with_their_parent(run, end):
             os.killpg(parent.pid, end)  # as the terminal does
         else:
             parent.send_signal(end)
-        said = parent.communicate(timeout=20)[1]
+        said = parent.communicate(timeout=90)[1]
     wait_for(lambda: not any(map(alive, children)) and not list(scratch.glob("geomtraj-*")))
     assert said.count("Traceback") == (end == signal.SIGINT)  # the parent's own, and none of the workers'
 
