@@ -13,7 +13,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from geomtraj.errors import GeomtrajError, InputError
 from geomtraj.graphs import nodes_of
-from geomtraj.inputs import refuse_flattened
+from geomtraj.inputs import refuse_flattened, refuse_generators
 from geomtraj.objective import Objective
 from geomtraj.trees import arrays_of, digest_of
 
@@ -147,6 +147,7 @@ def _pass(
 
 def _summary(objective: Objective, parameters: Mapping[str, Tensor], batch: Any, strict: bool) -> BatchSummary:
     leaves = {name: p.detach().clone().requires_grad_() for name, p in parameters.items()}
+    refuse_generators(batch)
     losses, weights, written = objective.written_into(leaves, batch)
     if strict:
         refuse_flattened(batch, losses)

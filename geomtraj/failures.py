@@ -19,6 +19,12 @@ _SENTENCES: list[tuple[str, type[GeomtrajError], str]] = [
         "pass strategy='differences' to gt.Hessian for finite differences of gradients.",
     ),
     (
+        r"support the deepcopy protocol",
+        InputError,
+        "the loss copies the model or its parameters by copy.deepcopy, which takes a copy out of every derivative "
+        "({first}): make the copy before, or use torch.func.functional_call.",
+    ),
+    (
         r"[Cc]heckpointing is not compatible with|use_reentrant",
         InputError,
         "the model checkpoints activations with use_reentrant=True, which has no second derivative ({first}): pass "

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from geomtraj.errors import GeomtrajWarning, InputError
 from geomtraj.isolation import unwrap
 from geomtraj.layout import Layout
-from geomtraj.trees import arrays_of
+from geomtraj.trees import arrays_of, leaves_of
 
 
 def checked_model(model: Any) -> nn.Module:
@@ -141,6 +141,11 @@ def selected(model: nn.Module, params: str | Iterable[str] | None) -> Layout:
     if not everything:
         raise InputError(f"the model {type(model).__name__} has no parameters.")
     for name, p in everything.items():
+        if not _stands_there(model, name, p):
+            raise InputError(
+                f"the model names a parameter {name!r} that its modules do not have there: let named_parameters() give "
+                "the names of nn.Module, and choose by params=."
+            )
         if isinstance(p, nn.parameter.UninitializedParameter):
             raise InputError(f"parameter {name!r} has no shape yet: run the model once on one batch first.")
     if params is None:
@@ -174,6 +179,29 @@ def selected(model: nn.Module, params: str | Iterable[str] | None) -> Layout:
         raise InputError(f"the selected parameters ({', '.join(names[:3])}) hold no entries at all: select others.")
     kept = set(names)
     return Layout({n: everything[n].shape for n in names}, {a: n for a, n in aliases.items() if n in kept})
+
+
+def _stands_there(model: nn.Module, name: str, parameter: nn.Parameter) -> bool:
+    """Whether a parameter is found under its name from module to module."""
+    *path, last = name.split(".")
+    module: Any = model
+    for step in path:
+        module = module._modules.get(step) if isinstance(module, nn.Module) else None
+    return isinstance(module, nn.Module) and module._parameters.get(last) is parameter
+
+
+def refuse_generators(batch: Any) -> None:
+    """Refuse a batch that a single pass uses up.
+
+    Raises:
+        InputError: It holds an iterator.
+    """
+    for path, leaf in leaves_of(batch):
+        if isinstance(leaf, Iterator):
+            raise InputError(
+                f"a batch holds an iterator{f' at {path}' if path else ''} ({type(leaf).__name__}), which the first "
+                "pass uses up: pass a list of what it gives."
+            )
 
 
 def checked_losses(result: Any) -> tuple[Tensor, Tensor | None]:

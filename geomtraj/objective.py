@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -255,6 +256,8 @@ def _shared_storages(batch: Any) -> dict[int, Any]:
 def _copied(array: Tensor | np.ndarray, dtype: torch.dtype | None) -> Tensor | np.ndarray:
     if isinstance(array, np.ndarray):
         double = dtype is torch.float64 and np.issubdtype(array.dtype, np.floating)
+        if array.dtype.hasobject:
+            return copy.deepcopy(array)
         return array.astype(np.float64) if double else array.copy()
     plain = array.detach()
     found = _converted(plain, dtype)
