@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from geomtraj.contrast import Row, Table
 from geomtraj.report.material import ALL, Drawing, LeftOut, Material, listed
@@ -36,7 +37,8 @@ def draw(material: Material) -> Drawing | LeftOut:
     shown = [ANSWER] * answered + kept + [ALL] * (ALL in known)
     comparisons = list(dict.fromkeys((row.numerator, row.denominator) for row in rows))
     height = max(0.24, 0.1 + 0.1 * len(comparisons)) * len(shown)
-    figure = Figure(figsize=(WIDTH, 1.1 + height), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 1.1 + height), layout=ConstrainedLayoutEngine(rect=(0.02, 0, 0.98, 1)))
+    # Room at the left, since a browser's font may be wider than the one that the names were measured in.
     axes = figure.subplots(1, len(tables), sharey=True, squeeze=False)[0]
     for ax, (at, table) in zip(axes, tables.items(), strict=True):
         _panel(ax, table, shown, comparisons, material.looks)
