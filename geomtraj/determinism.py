@@ -66,19 +66,8 @@ def two_passes(
         InputError: The passes disagree, or parameters are reached past the model in a way that cannot be followed.
     """
     tolerance = 1e3 * torch.finfo(next(iter(parameters.values())).dtype).eps
-    try:
-        with _watched(objective):
-            first = _pass(objective, parameters, batches, strict)
-    except RuntimeError as error:
-        if isinstance(error, GeomtrajError):
-            raise
-        # The loss may differentiate by parameters that it holds past the model.
-        own = dict(objective.model.named_parameters())
-        objective.captured = {name: own[name] for name in parameters}
-        try:
-            first = _pass(objective, parameters, batches, strict)
-        except RuntimeError:
-            raise error from None
+    with _watched(objective):
+        first = _first_pass(objective, parameters, batches, strict)
     captured = set().union(*(s.captured for s in first))
     if captured:
         own = dict(objective.model.named_parameters())
@@ -137,6 +126,23 @@ def totals(summaries: list[BatchSummary]) -> Totals:
 
 def _agree(first: list[BatchSummary], second: list[BatchSummary], tolerance: float) -> bool:
     return len(first) == len(second) and all(a.agrees(b, tolerance) for a, b in zip(first, second, strict=True))
+
+
+def _first_pass(
+    objective: Objective, parameters: Mapping[str, Tensor], batches: Iterable[Any], strict: bool
+) -> list[BatchSummary]:
+    """A pass; where it fails, one with operations on all parameters redirected, by which the loss may differentiate."""
+    try:
+        return _pass(objective, parameters, batches, strict)
+    except RuntimeError as error:
+        if isinstance(error, GeomtrajError):
+            raise
+        own = dict(objective.model.named_parameters())
+        objective.captured = {name: own[name] for name in parameters}
+        try:
+            return _pass(objective, parameters, batches, strict)
+        except RuntimeError:
+            raise error from None
 
 
 def _pass(

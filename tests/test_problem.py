@@ -295,3 +295,39 @@ def test_a_module_that_is_held_twice_keeps_its_own_parameters():
     problem = gt.Problem(model, losses, [(X, Y)])
     gt.Hessian(problem) @ problem.theta()
     assert model.first.weight is weight and weight.is_leaf
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_caches_gradients_and_lists_of_the_model_are_left_as_they_were():
+    class Caching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.seen, self.table = nn.Linear(3, 2), [], {"kept": 1}
+
+        def forward(self, x):
+            self.table.setdefault(len(x), torch.ones(2, dtype=x.dtype))
+            z = self.layer(x) * self.table[len(x)]
+            self.seen.append(z)
+            return z
+
+    model = Caching()
+    for p in model.parameters():
+        p.grad = torch.full_like(p, 7.0)
+    gradients = [p.grad for p in model.parameters()]
+
+    def clearing(model, batch):
+        model.zero_grad()
+        return losses(model, batch)
+
+    problem = gt.Problem(model, clearing, [(X, Y)])
+    gt.r_med(problem), problem.fingerprint(), problem.gradient()
+    assert model.seen == [] and model.table == {"kept": 1}
+    assert all(p.grad is g and (g == 7).all() for p, g in zip(model.parameters(), gradients, strict=True))
+
+
+def test_batches_that_are_appended_later_do_not_belong_to_the_problem():
+    batches = [(X, Y)]
+    problem = gt.Problem(net(), losses, batches)
+    before = problem.loss(), problem.gradient()
+    batches.append((X + 1, Y))
+    assert torch.equal(problem.loss(), before[0]) and torch.equal(problem.gradient(), before[1])

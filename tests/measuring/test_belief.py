@@ -350,3 +350,24 @@ def test_a_loss_that_changes_without_its_source(tmp_path, smoothing):
     results = measured(run, problem=other)
     run.load_into(model, 6)
     assert results.losses()[6] == pytest.approx(float(other.loss()), rel=1e-6)
+
+
+def test_a_loss_that_differs_at_late_iterates_alone_is_noticed(tmp_path):
+    """At the fixed values of the fingerprint, and at the first iterate, the bound is not reached."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(2, 1).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    x = torch.randn(5, 2).double()
+    with gt.Recorder(tmp_path / "run", model, optimizer, schedule=gt.every(1)):
+        for _ in range(6):
+            for p in model.parameters():
+                p.grad = -2 * p.detach()
+            optimizer.step()
+
+    def bounded(most):
+        return gt.Problem(model, lambda m, b: m(b).square()[:, 0].clamp(max=most), [x])
+
+    assert bounded(200.0).fingerprint() == bounded(1e9).fingerprint()
+    few = measured(tmp_path / "run", problem=bounded(200.0)).losses()
+    many = measured(tmp_path / "run", problem=bounded(1e9)).losses()
+    assert few[0] == many[0] < 200 and few[6] <= 200 < many[6]

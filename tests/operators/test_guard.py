@@ -126,3 +126,20 @@ def test_the_model_is_left_bit_for_bit_and_graphs_of_the_caller_stay_valid():
     gt.r_med(gt.Problem(model, cross_entropy, [(X, Y)]))
     pending.backward()
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
+
+
+def test_products_by_differences_stand_behind_the_check_of_the_gradient():
+    model = net(nn.Tanh).double()
+    view = model[0].weight.detach().numpy()
+    held = gt.Problem(model, lambda m, b: cross_entropy(m, b) * (1 + float((view**2).sum())), [(X.double(), Y)])
+    with pytest.raises(gt.InputError, match="'0.weight' or numbers made of it elsewhere"):
+        gt.Hessian(held, strategy="differences") @ held.theta()
+    stopped = gt.Problem(model, lambda m, b: cross_entropy(m, b) * m(b[0]).detach().square().sum(1), [(X.double(), Y)])
+    with pytest.raises(gt.InputError, match="is not the derivative of the loss"):
+        gt.Hessian(stopped, strategy="differences") @ stopped.theta()
+
+
+def test_a_loss_that_is_not_finite_is_told_and_no_crash():
+    problem = gt.Problem(net(nn.Tanh), lambda m, b: cross_entropy(m, b) * float("nan"), [(X, Y)])
+    assert "non-finite" in gt.trace(problem, 2).status
+    assert not gt.diagonal(problem, samples=2).values.isfinite().any()
