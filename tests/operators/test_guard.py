@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import geomtraj as gt
+from geomtraj.operators.guard import _Check
 
 X = torch.randn(64, 5, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(64) % 3
@@ -143,3 +144,13 @@ def test_a_loss_that_is_not_finite_is_told_and_no_crash():
     problem = gt.Problem(net(nn.Tanh), lambda m, b: cross_entropy(m, b) * float("nan"), [(X, Y)])
     assert "non-finite" in gt.trace(problem, 2).status
     assert not gt.diagonal(problem, samples=2).values.isfinite().any()
+
+
+def test_products_that_are_not_symmetric_are_refused():
+    problem = gt.Problem(net(nn.Tanh).double(), cross_entropy, [(X.double(), Y)])
+    check = _Check(problem, problem.theta())
+    check.multiply()
+    check.begin()
+    assert check.products() == ("ok", "")
+    check.hu = 1.5 * check.hu  # as from a backward pass that depends on what was computed before
+    assert "not symmetric" in check.products()[1]
