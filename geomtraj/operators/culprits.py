@@ -99,7 +99,7 @@ def of_gradient(problem: Problem, theta: Tensor, gradient: Tensor, v: Tensor, st
     )
 
 
-def of_products(problem: Problem, name: str, error: float, names: list[str]) -> str:
+def of_products(name: str, error: float, names: list[str]) -> str:
     """The sentence for second derivatives that are not the differences of gradients."""
     culprit = (
         f"{_some(names)} is likely to blame, whose backward pass computes with something that is constant to autograd"
@@ -113,7 +113,7 @@ def of_products(problem: Problem, name: str, error: float, names: list[str]) -> 
     )
 
 
-def of_symmetry(problem: Problem, names: list[str]) -> str:
+def of_symmetry(names: list[str]) -> str:
     """The sentence for products that are not those of a symmetric matrix."""
     culprit = f": {_some(names)} is likely to blame" if names else ""
     return (
