@@ -18,6 +18,8 @@ from geomtraj import tasks
 from geomtraj._version import __version__
 from geomtraj.contrast import contrast
 from geomtraj.contrast.naming import by_optimizer
+from geomtraj.demo import demo
+from geomtraj.doctor import doctor
 from geomtraj.errors import GeomtrajError, InputError
 from geomtraj.measuring import Results, check_results, measure, repair_results
 from geomtraj.measuring.workers import pool
@@ -252,6 +254,29 @@ def repair_command(runs: tuple[Path, ...]) -> None:
     for run in runs:
         done = repair(run) + repair_results(run)
         click.echo("\n".join(f"{run}: {what}" for what in done or ["nothing to repair"]))
+
+
+@main.command("demo")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("geomtraj-demo"), help="Folder of runs and page.")
+@THREADS
+def demo_command(out: Path, threads: int) -> None:
+    """Train a small GPT with Adam and with SGD with momentum, measure, compare, and write a page: a minute or two.
+
+    Takes nothing but what is installed with geomtraj.
+    """
+    torch.set_num_threads(threads)
+    made = demo(out)
+    click.echo(f"{made.table.verdict}\n\nopen {made.page}")
+
+
+@main.command("doctor")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def doctor_command(as_json: bool) -> None:
+    """Versions, threads, memory, what is optional and missing, and a self-test; exit status 1 where something fails."""
+    found = doctor()
+    click.echo(json.dumps(found.to_json(), indent=1) if as_json else str(found))
+    if not found.healthy:
+        sys.exit(1)
 
 
 @main.command("list")

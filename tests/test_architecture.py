@@ -42,6 +42,7 @@ FLOORS = [
     {"measuring"},
     {"contrast"},
     {"report"},
+    {"demo", "doctor"},
     {"cli"},
     {"__main__"},
 ]
