@@ -40,8 +40,8 @@ FLOORS = [
     {"tasks"},
     {"training"},
     {"measuring"},
-    {"contrast"},
-    {"report"},
+    {"comparing"},
+    {"reporting"},
     {"cli"},
     {"__main__"},
 ]
@@ -77,7 +77,7 @@ def test_imports_go_one_way(path):
             assert FLOOR[rest[0]] <= FLOOR[here], f"{path} imports {module} from above"
             assert rest[0] not in APART.get(here, ()), f"{path} imports {module}"
         if top == "matplotlib":
-            assert here == "report"
+            assert here == "reporting"
         if top == "h5py":
             assert path == PACKAGE / "trajectory" / "store.py"
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from geomtraj.contrast.kinds import Kind, kinds_of
-from geomtraj.contrast.logs import log_ratios
-from geomtraj.contrast.matrices import choose
-from geomtraj.contrast.pairing import PAIRINGS, Meeting, check_groups, pair_up, usable_runs
-from geomtraj.contrast.primary import Comparison, Question, compared
-from geomtraj.contrast.row import Row, rows_of
-from geomtraj.contrast.table import PLACES, Table
+from geomtraj.comparing.kinds import Kind, kinds_of
+from geomtraj.comparing.logs import log_ratios
+from geomtraj.comparing.matrices import choose
+from geomtraj.comparing.pairing import PAIRINGS, Meeting, check_groups, pair_up, usable_runs
+from geomtraj.comparing.primary import Comparison, Question, compared
+from geomtraj.comparing.row import Row, rows_of
+from geomtraj.comparing.table import PLACES, Table
 from geomtraj.errors import InputError, unknown_name
 from geomtraj.measuring.results import Results
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from geomtraj.contrast.pairing import PAIRINGS, check_groups, pair_up, usable_runs
+from geomtraj.comparing.pairing import PAIRINGS, check_groups, pair_up, usable_runs
 from geomtraj.errors import InputError, unknown_name
 from geomtraj.measuring.results import Results
 

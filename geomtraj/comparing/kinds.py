@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from geomtraj.contrast.logs import Logs
-from geomtraj.contrast.matrices import ALL
-from geomtraj.contrast.primary import mean_over, primary_row
-from geomtraj.contrast.row import Row
+from geomtraj.comparing.logs import Logs
+from geomtraj.comparing.matrices import ALL
+from geomtraj.comparing.primary import mean_over, primary_row
+from geomtraj.comparing.row import Row
 from geomtraj.inference.ratios import holm
 
 

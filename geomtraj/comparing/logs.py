@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from geomtraj.contrast.pairing import Meeting, Run
+from geomtraj.comparing.pairing import Meeting, Run
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from geomtraj.contrast.curves import Curve, Places, at_places, between, curve
+from geomtraj.comparing.curves import Curve, Places, at_places, between, curve
 from geomtraj.errors import InputError, unknown_name
 from geomtraj.measuring.results import Results
 

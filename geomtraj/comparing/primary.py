@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from geomtraj.contrast.logs import Logs
-from geomtraj.contrast.matrices import Choice
-from geomtraj.contrast.row import Row
+from geomtraj.comparing.logs import Logs
+from geomtraj.comparing.matrices import Choice
+from geomtraj.comparing.row import Row
 from geomtraj.inference.interval import Interval, means, t_interval
 from geomtraj.inference.ratios import exp, over_seeds
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from geomtraj.contrast.logs import Logs
+from geomtraj.comparing.logs import Logs
 from geomtraj.inference.interval import Means, means
 from geomtraj.inference.ratios import exp, holm, sign_test
 

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from geomtraj.contrast.kinds import Kind
-from geomtraj.contrast.primary import Comparison
-from geomtraj.contrast.row import Row
+from geomtraj.comparing.kinds import Kind
+from geomtraj.comparing.primary import Comparison
+from geomtraj.comparing.row import Row
 from geomtraj.spreadsheets import csv_text, dataframe
 from geomtraj.trajectory.files import write_bytes, write_json
 

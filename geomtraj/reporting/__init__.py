@@ -35,6 +35,6 @@ def report(
     Raises:
         InputError: Groups or `levels` of another form, no measurement at all, or a path that cannot be written.
     """
-    from geomtraj.report.api import write_report  # matplotlib takes a second to import
+    from geomtraj.reporting.api import write_report  # matplotlib takes a second to import
 
     return write_report(groups, path, title, levels)

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from geomtraj.report.files import check_writable, write, write_drawing
-from geomtraj.report.material import Drawing, LeftOut
-from geomtraj.report.style import number, plain_style
-from geomtraj.report.summary import Answer
-from geomtraj.report.template import render
+from geomtraj.reporting.files import check_writable, write, write_drawing
+from geomtraj.reporting.material import Drawing, LeftOut
+from geomtraj.reporting.style import number, plain_style
+from geomtraj.reporting.summary import Answer
+from geomtraj.reporting.template import render
 from geomtraj.spreadsheets import csv_text
 
 

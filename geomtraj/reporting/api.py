@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from geomtraj.contrast.pairing import check_groups
+from geomtraj.comparing.pairing import check_groups
 from geomtraj.errors import InputError
 from geomtraj.measuring.results import Results
-from geomtraj.report import runs
-from geomtraj.report.figures import FIGURES
-from geomtraj.report.files import check_writable, write, write_drawing
-from geomtraj.report.material import Drawing, LeftOut, gather, listed
-from geomtraj.report.page import contrast_file, page
-from geomtraj.report.style import plain_style
+from geomtraj.reporting import runs
+from geomtraj.reporting.figures import FIGURES
+from geomtraj.reporting.files import check_writable, write, write_drawing
+from geomtraj.reporting.material import Drawing, LeftOut, gather, listed
+from geomtraj.reporting.page import contrast_file, page
+from geomtraj.reporting.style import plain_style
 
 
 def write_report(groups: Mapping[str, Sequence[Results]], path: str | Path, title: str | None, levels: int) -> Path:
-    """The work of `geomtraj.report.report`."""
+    """The work of `geomtraj.reporting.report`."""
     checked = check_groups(groups)
     if isinstance(levels, bool) or not isinstance(levels, int) or levels < 1:
         raise InputError(f"levels is {levels!r}: it must be a whole number, 1 or more.")

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from geomtraj.errors import InputError
 from geomtraj.measuring.results import Measurement, Results
-from geomtraj.report.material import Drawing, LeftOut, Material, listed, not_measured, seeds_text
-from geomtraj.report.style import EARLY_TO_LATE, WIDTH, legend, number, short
+from geomtraj.reporting.material import Drawing, LeftOut, Material, listed, not_measured, seeds_text
+from geomtraj.reporting.style import EARLY_TO_LATE, WIDTH, legend, number, short
 
 TITLE = "Spectral densities along the trajectory"
 COLUMNS = 3

@@ -5,9 +5,9 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from geomtraj.measuring.results import Results
-from geomtraj.report.lines import draw_lines, key
-from geomtraj.report.material import Drawing, LeftOut, Material, not_measured, seeds_text
-from geomtraj.report.style import WIDTH, group_legend
+from geomtraj.reporting.lines import draw_lines, key
+from geomtraj.reporting.material import Drawing, LeftOut, Material, not_measured, seeds_text
+from geomtraj.reporting.style import WIDTH, group_legend
 
 TITLE = "Top and bottom eigenvalues"
 ENDS = (("lambda_max", 1, "λ_max"), ("lambda_min", -1, "−λ_min"))

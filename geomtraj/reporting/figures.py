@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from geomtraj.report import densities, eigenvalues, forest, losses, r_med_curves, trace
-from geomtraj.report.material import Drawing, LeftOut, Material
+from geomtraj.reporting import densities, eigenvalues, forest, losses, r_med_curves, trace
+from geomtraj.reporting.material import Drawing, LeftOut, Material
 
 FIGURES: tuple[Callable[[Material], Drawing | LeftOut], ...] = (
     forest.draw,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from geomtraj.errors import InputError, TrajectoryError
-from geomtraj.report.material import Drawing
-from geomtraj.report.style import saved
+from geomtraj.reporting.material import Drawing
+from geomtraj.reporting.style import saved
 from geomtraj.trajectory.files import write_bytes
 
 

@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from geomtraj.contrast import Row, Table
-from geomtraj.report.material import ALL, Drawing, LeftOut, Material, listed
-from geomtraj.report.style import WIDTH, Look, legend, log_axis, looks, short
+from geomtraj.comparing import Row, Table
+from geomtraj.reporting.material import ALL, Drawing, LeftOut, Material, listed
+from geomtraj.reporting.style import WIDTH, Look, legend, log_axis, looks, short
 
 TITLE = "R_med between optimizers, layer by layer"
 MOST = 40

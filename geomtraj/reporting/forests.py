@@ -10,9 +10,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from geomtraj.report.forest import STRETCH
-from geomtraj.report.material import Drawing, LeftOut
-from geomtraj.report.style import WIDTH, legend, log_axis, short
+from geomtraj.reporting.forest import STRETCH
+from geomtraj.reporting.material import Drawing, LeftOut
+from geomtraj.reporting.style import WIDTH, legend, log_axis, short
 
 ROW = 0.2  # inches
 

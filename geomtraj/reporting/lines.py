@@ -10,11 +10,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.path import Path
 
-from geomtraj.contrast.curves import Curve, at_places, between
+from geomtraj.comparing.curves import Curve, at_places, between
 from geomtraj.measuring.results import Results
-from geomtraj.report.material import Material
-from geomtraj.report.style import Look, log_axis, step_axis
-from geomtraj.report.thinning import LINE, PANEL, thinned
+from geomtraj.reporting.material import Material
+from geomtraj.reporting.style import Look, log_axis, step_axis
+from geomtraj.reporting.thinning import LINE, PANEL, thinned
 
 GRID = 40
 HEADROOM = 3.0  # how far above the highest and below the lowest value an interval may stretch the axis

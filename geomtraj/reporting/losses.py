@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from geomtraj.measuring.results import Results
-from geomtraj.report.material import Drawing, LeftOut, Material, is_number, not_measured, seeds_text
-from geomtraj.report.style import WIDTH, group_legend, log_axis, number, step_axis
-from geomtraj.report.thinning import LINE, PANEL, thinned
+from geomtraj.reporting.material import Drawing, LeftOut, Material, is_number, not_measured, seeds_text
+from geomtraj.reporting.style import WIDTH, group_legend, log_axis, number, step_axis
+from geomtraj.reporting.thinning import LINE, PANEL, thinned
 
 TITLE = "Loss curves"
 

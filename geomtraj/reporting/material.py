@@ -9,14 +9,14 @@ from functools import cached_property
 
 from matplotlib.figure import Figure
 
-from geomtraj.contrast import Table, contrast
-from geomtraj.contrast.curves import Curve, curve
-from geomtraj.contrast.matrices import is_matrix, shapes_of
-from geomtraj.contrast.pairing import run_name
+from geomtraj.comparing import Table, contrast
+from geomtraj.comparing.curves import Curve, curve
+from geomtraj.comparing.matrices import is_matrix, shapes_of
+from geomtraj.comparing.pairing import run_name
 from geomtraj.errors import InputError
 from geomtraj.measuring.results import Results
 from geomtraj.measuring.rows import own_statuses
-from geomtraj.report.style import Look, looks
+from geomtraj.reporting.style import Look, looks
 
 ALL = "all"
 

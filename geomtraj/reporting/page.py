@@ -6,13 +6,13 @@ import base64
 import math
 import re
 
-from geomtraj.contrast import Row, Table
-from geomtraj.contrast.kinds import Kind
-from geomtraj.contrast.naming import UNKNOWN
-from geomtraj.report import remarks, runs, summary
-from geomtraj.report.material import Drawing, Material
-from geomtraj.report.style import number
-from geomtraj.report.template import render
+from geomtraj.comparing import Row, Table
+from geomtraj.comparing.kinds import Kind
+from geomtraj.comparing.naming import UNKNOWN
+from geomtraj.reporting import remarks, runs, summary
+from geomtraj.reporting.material import Drawing, Material
+from geomtraj.reporting.style import number
+from geomtraj.reporting.template import render
 
 
 def page(material: Material, drawings: list[tuple[Drawing, bytes]], left_out: list[str], title: str) -> str:

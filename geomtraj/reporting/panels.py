@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from geomtraj.report.material import Drawing, LeftOut
-from geomtraj.report.style import WIDTH, legend, log_axis, number, short
+from geomtraj.reporting.material import Drawing, LeftOut
+from geomtraj.reporting.style import WIDTH, legend, log_axis, number, short
 
 Kind = Literal["line", "thin", "dots", "rings", "bars", "band"]
 

@@ -6,15 +6,15 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from geomtraj.contrast import Table
-from geomtraj.contrast.pairing import check_groups
+from geomtraj.comparing import Table
+from geomtraj.comparing.pairing import check_groups
 from geomtraj.errors import InputError, unknown_name
 from geomtraj.measuring import Results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from geomtraj.report.material import Material
+    from geomtraj.reporting.material import Material
 
 Groups = Mapping[str, Sequence[Results]]
 AGAINST = ("step", "loss")
@@ -34,7 +34,7 @@ def losses(groups: Groups, ax: Axes | None = None, *, against: Literal["step", "
     Raises:
         InputError: Groups of another form, or without a finite loss; an unknown `against`.
     """
-    from geomtraj.report.losses import draw_losses
+    from geomtraj.reporting.losses import draw_losses
 
     if against not in ("step", "time"):
         raise unknown_name("axis (against)", str(against), ("step", "time"))
@@ -62,7 +62,7 @@ def r_med(groups: Groups, label: str, against: str = "step", ax: Axes | None = N
     Raises:
         InputError: Groups of another form, a block that was not measured, an unknown `against`.
     """
-    from geomtraj.report.lines import draw_lines
+    from geomtraj.reporting.lines import draw_lines
 
     if against not in AGAINST:
         raise unknown_name("axis (against)", str(against), AGAINST)
@@ -88,7 +88,7 @@ def contrast(table: Table, ax: Axes | None = None) -> Axes:
     Raises:
         InputError: It is no table, or no ratio in it is finite.
     """
-    from geomtraj.report.forest import draw_table
+    from geomtraj.reporting.forest import draw_table
 
     if not isinstance(table, Table):
         raise InputError(f"plot.contrast needs what gt.contrast returned, not {type(table).__name__}.")
@@ -113,7 +113,7 @@ def spectrum(results: Results, step: int | None = None, ax: Axes | None = None) 
     Raises:
         InputError: The spectrum was not measured, or not at that step.
     """
-    from geomtraj.report.densities import draw_run, steps_of
+    from geomtraj.reporting.densities import draw_run, steps_of
 
     if not isinstance(results, Results):
         raise InputError(f"plot.spectrum needs the results of one run, not {type(results).__name__}.")
@@ -124,8 +124,8 @@ def spectrum(results: Results, step: int | None = None, ax: Axes | None = None) 
 
 
 def _material(groups: Groups, statistic: str) -> Material:
-    from geomtraj.report.material import Material
-    from geomtraj.report.style import looks
+    from geomtraj.reporting.material import Material
+    from geomtraj.reporting.style import looks
 
     checked = check_groups(groups)
     sound = {name: [r for r in runs if not r.diverged] for name, runs in checked.items()}
@@ -145,7 +145,7 @@ def _axes(ax: Axes | None) -> Axes:
 
 def _named(ax: Axes, material: Material) -> Axes:
     """With a legend of the groups."""
-    from geomtraj.report.style import legend
+    from geomtraj.reporting.style import legend
 
     entries = [
         (n, {"color": material.looks[n].colour, "ls": material.looks[n].dashes, "lw": 2}) for n in material.groups

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from geomtraj.report.lines import draw_lines, key, points
-from geomtraj.report.material import ALL, Drawing, LeftOut, Material, listed, not_measured, seeds_text
-from geomtraj.report.style import WIDTH, group_legend, short
+from geomtraj.reporting.lines import draw_lines, key, points
+from geomtraj.reporting.material import ALL, Drawing, LeftOut, Material, listed, not_measured, seeds_text
+from geomtraj.reporting.style import WIDTH, group_legend, short
 
 COLUMNS, PANELS = 4, 16
 

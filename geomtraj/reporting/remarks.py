@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from geomtraj.measuring.results import Measurement
 from geomtraj.measuring.rows import OK, own_statuses
-from geomtraj.report.material import Material, listed
+from geomtraj.reporting.material import Material, listed
 
 NUMBER = re.compile(r"[-+−]?\d[\d.,]*(?:e[-+]?\d+)?")
 

@@ -6,13 +6,13 @@ import json
 import math
 from typing import Any
 
-from geomtraj.contrast.naming import UNKNOWN, Optimizer, optimizer_of
-from geomtraj.contrast.pairing import run_name
-from geomtraj.contrast.row import LEFT_OUT
+from geomtraj.comparing.naming import UNKNOWN, Optimizer, optimizer_of
+from geomtraj.comparing.pairing import run_name
+from geomtraj.comparing.row import LEFT_OUT
 from geomtraj.measuring.results import Results
 from geomtraj.measuring.rows import COLUMNS, rows
-from geomtraj.report.material import Material, listed
-from geomtraj.report.style import number
+from geomtraj.reporting.material import Material, listed
+from geomtraj.reporting.style import number
 from geomtraj.spreadsheets import csv_text
 
 RUN_COLUMNS = "group, seed, task, lr, status, last step, iterates, last loss, training (s), products, measuring (s)"

@@ -6,11 +6,11 @@ import math
 import statistics
 from dataclasses import dataclass
 
-from geomtraj.contrast import Comparison, Row, Table
-from geomtraj.contrast.primary import ABOVE, UNDECIDED, bracketed
+from geomtraj.comparing import Comparison, Row, Table
+from geomtraj.comparing.primary import ABOVE, UNDECIDED, bracketed
 from geomtraj.measuring.results import Results
-from geomtraj.report.material import ALL, Material
-from geomtraj.report.style import number
+from geomtraj.reporting.material import ALL, Material
+from geomtraj.reporting.style import number
 
 # The paper's claim is about these two families: SGD's path runs through larger R_med than that of adaptive methods.
 ADAPTIVE = ("adam", "adamw", "nadam", "radam", "rmsprop", "adagrad", "adafactor", "adamax", "adadelta")

@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 
 from geomtraj._version import __version__
-from geomtraj.report.style import number
+from geomtraj.reporting.style import number
 
 
 def render(template: str, filters: dict[str, Callable[..., str]] | None = None, **values: Any) -> str:
@@ -20,7 +20,7 @@ def render(template: str, filters: dict[str, Callable[..., str]] | None = None, 
         **values: What it shows; `version` is there already.
     """
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("geomtraj.report", ""),
+        loader=jinja2.PackageLoader("geomtraj.reporting", ""),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from synthetic import results_of
 
-from geomtraj.contrast import contrast
-from geomtraj.contrast.blocks import mean_over_blocks, only, usable_everywhere
+from geomtraj.comparing import contrast
+from geomtraj.comparing.blocks import mean_over_blocks, only, usable_everywhere
 from geomtraj.inference.ratios import over_seeds
 
 STEPS = [0, 10, 20, 30]

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from synthetic import results_of
 
-from geomtraj.contrast import contrast
-from geomtraj.contrast.by_pair import pair_ratios
+from geomtraj.comparing import contrast
+from geomtraj.comparing.by_pair import pair_ratios
 from geomtraj.errors import InputError
 
 STEPS = [0, 10, 20, 30]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from synthetic import groups, results_of, run
 
-from geomtraj.contrast import Table, contrast
+from geomtraj.comparing import Table, contrast
 from geomtraj.errors import InputError
 
 STEPS = [0, 10, 20, 30, 40]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from synthetic import results_of
 
-from geomtraj.contrast.curves import at_level, curve
+from geomtraj.comparing.curves import at_level, curve
 
 LOSSES = np.array([4.0, 3.0, 2.0, 1.0])
 

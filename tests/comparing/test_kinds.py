@@ -3,8 +3,8 @@ import pytest
 from scipy import stats
 from synthetic import groups, with_blocks
 
-from geomtraj.contrast import contrast
-from geomtraj.contrast.kinds import by_kind, kind_of
+from geomtraj.comparing import contrast
+from geomtraj.comparing.kinds import by_kind, kind_of
 
 
 @pytest.mark.parametrize(

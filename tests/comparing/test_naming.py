@@ -1,8 +1,8 @@
 from synthetic import results_of
 
-from geomtraj.contrast.naming import by_optimizer, optimizer_of
-from geomtraj.report import runs
-from geomtraj.report.material import gather
+from geomtraj.comparing.naming import by_optimizer, optimizer_of
+from geomtraj.reporting import runs
+from geomtraj.reporting.material import gather
 
 
 def made(seed=0, optimizer=None, path="run", **meta):

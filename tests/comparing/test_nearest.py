@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from geomtraj.contrast.nearest import Match, nearest_losses
+from geomtraj.comparing.nearest import Match, nearest_losses
 
 
 def test_the_nearest_pairs_each_iterate_once():

@@ -10,9 +10,9 @@ from scipy import stats
 from synthetic import groups, results_of
 
 import geomtraj as gt
-from geomtraj.contrast import contrast
-from geomtraj.contrast.matrices import choose, is_embedding
-from geomtraj.contrast.primary import ABOVE, BELOW, UNDECIDED
+from geomtraj.comparing import contrast
+from geomtraj.comparing.matrices import choose, is_embedding
+from geomtraj.comparing.primary import ABOVE, BELOW, UNDECIDED
 from geomtraj.errors import InputError
 from geomtraj.inference.interval import Z
 from geomtraj.statistics.base import Quantity

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from geomtraj.contrast.speed import common_level, covered, fall, nearest_to, steps_to
+from geomtraj.comparing.speed import common_level, covered, fall, nearest_to, steps_to
 from geomtraj.errors import InputError
 
 

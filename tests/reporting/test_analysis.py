@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from geomtraj.errors import InputError
-from geomtraj.report import style
-from geomtraj.report.analysis import Sheet, analysis_page
-from geomtraj.report.material import Drawing, LeftOut
-from geomtraj.report.panels import Mark, Panel, draw_panels
-from geomtraj.report.summary import Answer
+from geomtraj.reporting import style
+from geomtraj.reporting.analysis import Sheet, analysis_page
+from geomtraj.reporting.material import Drawing, LeftOut
+from geomtraj.reporting.panels import Mark, Panel, draw_panels
+from geomtraj.reporting.summary import Answer
 
 NASTY = "<script>alert(1)</script>$x$"
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from geomtraj.report.decades import per_decade
+from geomtraj.reporting.decades import per_decade
 
 
 def test_each_sign_integrates_to_its_share():

@@ -7,12 +7,12 @@ import pytest
 from scipy.integrate import trapezoid
 from synthetic import groups, results_of, run
 
-from geomtraj.contrast.curves import curve
+from geomtraj.comparing.curves import curve
 from geomtraj.measuring.results import Measurement, Results
-from geomtraj.report import densities, eigenvalues, forest, losses, r_med_curves, style
-from geomtraj.report.figures import FIGURES
-from geomtraj.report.lines import mean_over_seeds, points
-from geomtraj.report.material import Drawing, LeftOut, gather, listed, seeds_text
+from geomtraj.reporting import densities, eigenvalues, forest, losses, r_med_curves, style
+from geomtraj.reporting.figures import FIGURES
+from geomtraj.reporting.lines import mean_over_seeds, points
+from geomtraj.reporting.material import Drawing, LeftOut, gather, listed, seeds_text
 from geomtraj.statistics.base import Quantity
 
 NASTY = r"_$x^2$ <b>&amp; \frac{1}{0} ${"

@@ -2,9 +2,9 @@ import math
 
 import numpy as np
 
-from geomtraj.report import style
-from geomtraj.report.forests import Forest, Ratios, draw_forests
-from geomtraj.report.material import Drawing, LeftOut
+from geomtraj.reporting import style
+from geomtraj.reporting.forests import Forest, Ratios, draw_forests
+from geomtraj.reporting.material import Drawing, LeftOut
 
 FIRM = Ratios("firm", "#0072B2", {"u": (2.0, 1.5, 3.0), "v": (0.5, 0.2, 1.4), "mean": (1.1, math.nan, math.nan)})
 WILD = Ratios("wild", "#D55E00", {"u": (math.inf, 1.0, math.inf), "v": (3.0, 0.0, math.inf), "mean": (-1.0, -2.0, 0.0)})

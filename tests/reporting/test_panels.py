@@ -1,6 +1,6 @@
 import pytest
 
-from geomtraj.report.panels import Mark, Panel, draw_panels
+from geomtraj.reporting.panels import Mark, Panel, draw_panels
 
 
 def test_names_in_the_place_of_numbers_stand_at_their_ticks():

@@ -3,9 +3,9 @@ import math
 
 from synthetic import groups, results_of
 
-from geomtraj.report import runs
-from geomtraj.report.material import gather
-from geomtraj.report.remarks import remarks, said
+from geomtraj.reporting import runs
+from geomtraj.reporting.material import gather
+from geomtraj.reporting.remarks import remarks, said
 
 
 def remarked(seed=0, group=1.0):

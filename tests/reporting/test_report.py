@@ -7,10 +7,10 @@ import re
 import pytest
 from synthetic import groups, results_of, run
 
-from geomtraj.contrast import contrast
+from geomtraj.comparing import contrast
 from geomtraj.errors import InputError
 from geomtraj.measuring.results import Results
-from geomtraj.report import api, report
+from geomtraj.reporting import api, report
 from geomtraj.statistics.base import Quantity
 
 FIGURES = {"contrast", "losses", "r_med_loss", "r_med_step", "densities", "eigenvalues", "trace"}

@@ -3,9 +3,9 @@ import math
 import pytest
 from synthetic import groups, results_of, run
 
-from geomtraj.contrast import contrast
-from geomtraj.report import summary
-from geomtraj.report.material import gather
+from geomtraj.comparing import contrast
+from geomtraj.reporting import summary
+from geomtraj.reporting.material import gather
 from geomtraj.statistics.base import Quantity
 
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from synthetic import run
 
-from geomtraj.report import report
-from geomtraj.report.thinning import thinned
+from geomtraj.reporting import report
+from geomtraj.reporting.thinning import thinned
 
 
 @pytest.mark.parametrize("n", [0, 1, 5, 40, 41, 5000])
