@@ -13,7 +13,7 @@ from adam_vs_sgd_tasks import Task, compare, lookups
 from machinery import Analysis
 
 from geomtraj.errors import InputError, unknown_name
-from geomtraj.report.summary import ADAPTIVE, SGD
+from geomtraj.reporting.summary import ADAPTIVE, SGD
 
 NAME = "adam_vs_sgd"
 FULL = "_full_batch"

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from adam_vs_sgd_tasks import MEAN, VARIANTS, Task, shown
 
-from geomtraj.contrast import Row
-from geomtraj.contrast.blocks import mean_over_blocks
-from geomtraj.report.forests import Forest, Ratios, draw_forests
-from geomtraj.report.material import Drawing, LeftOut
-from geomtraj.report.panels import Mark, Panel, draw_panels
-from geomtraj.report.style import COLOURS, short
+from geomtraj.comparing import Row
+from geomtraj.comparing.blocks import mean_over_blocks
+from geomtraj.reporting.forests import Forest, Ratios, draw_forests
+from geomtraj.reporting.material import Drawing, LeftOut
+from geomtraj.reporting.panels import Mark, Panel, draw_panels
+from geomtraj.reporting.style import COLOURS, short
 
 KINDS = dict(zip(VARIANTS, ("#000000", COLOURS[2], COLOURS[4]), strict=True))
 NOISY, FULL = "#000000", COLOURS[3]

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 from adam_vs_sgd_tasks import LEVEL, MEANS, VARIANTS, Task, adjusted, shown
 
-from geomtraj.contrast import Row
+from geomtraj.comparing import Row
 from geomtraj.inference.ratios import OverSeeds, holm, over_seeds
-from geomtraj.report.material import listed
-from geomtraj.report.style import number
-from geomtraj.report.summary import WIDE, Answer
+from geomtraj.reporting.material import listed
+from geomtraj.reporting.style import number
+from geomtraj.reporting.summary import WIDE, Answer
 
 ABOVE, BELOW, OPEN, UNKNOWN = "above", "below", "open", "unknown"
 

@@ -14,10 +14,10 @@ import trajectories
 from adam_vs_sgd_tasks import FIRM, MEAN, MEANS, VARIANTS, Task, adjusted, notes, shown
 from machinery import Analysis
 
-from geomtraj.contrast import Row
+from geomtraj.comparing import Row
 from geomtraj.inference.trend import mean_over_seeds
-from geomtraj.report.analysis import Sheet
-from geomtraj.report.style import number
+from geomtraj.reporting.analysis import Sheet
+from geomtraj.reporting.style import number
 
 
 def write(

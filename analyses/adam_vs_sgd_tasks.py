@@ -10,10 +10,10 @@ from itertools import pairwise
 import trajectories
 from torch import nn
 
-from geomtraj.contrast import Comparison, Row, Table, contrast
-from geomtraj.contrast.blocks import only, usable_everywhere
-from geomtraj.contrast.by_pair import PairRatio, mean_ratios, pair_ratios
-from geomtraj.contrast.matrices import is_matrix, shapes_of
+from geomtraj.comparing import Comparison, Row, Table, contrast
+from geomtraj.comparing.blocks import only, usable_everywhere
+from geomtraj.comparing.by_pair import PairRatio, mean_ratios, pair_ratios
+from geomtraj.comparing.matrices import is_matrix, shapes_of
 from geomtraj.errors import InputError
 from geomtraj.inference.ratios import holm
 from geomtraj.measuring import Results

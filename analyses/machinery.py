@@ -30,8 +30,8 @@ from tqdm import tqdm
 
 import geomtraj as gt
 from geomtraj.errors import ComputationError, GeomtrajError, InputError, unknown_name
-from geomtraj.report.analysis import Sheet, analysis_page
-from geomtraj.report.summary import Answer
+from geomtraj.reporting.analysis import Sheet, analysis_page
+from geomtraj.reporting.summary import Answer
 from geomtraj.trajectory.files import read_json, write_json
 from geomtraj.trajectory.manifest import git_commit
 

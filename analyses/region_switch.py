@@ -14,7 +14,7 @@ from machinery import Analysis, Job, Result
 from region_switch_jobs import go, look, reach, retune, whole
 from region_switch_runs import Runs
 
-from geomtraj.contrast.speed import common_level
+from geomtraj.comparing.speed import common_level
 from geomtraj.errors import ComputationError, InputError
 from geomtraj.training import optimizers
 

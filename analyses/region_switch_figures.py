@@ -7,12 +7,12 @@ from typing import Any
 
 from region_switch_runs import Arm, Runs, name_of
 
-from geomtraj.contrast.speed import fall
+from geomtraj.comparing.speed import fall
 from geomtraj.inference.ratios import over_seeds
 from geomtraj.inference.trend import mean_over_seeds
-from geomtraj.report.material import Drawing, LeftOut
-from geomtraj.report.panels import Mark, Panel, draw_panels
-from geomtraj.report.style import COLOURS
+from geomtraj.reporting.material import Drawing, LeftOut
+from geomtraj.reporting.panels import Mark, Panel, draw_panels
+from geomtraj.reporting.style import COLOURS
 
 
 def speed(config: dict[str, Any], runs: Runs) -> Drawing | LeftOut:

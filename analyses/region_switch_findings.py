@@ -8,8 +8,8 @@ from typing import Any
 from region_switch_runs import MEASURES, Arm, Compared, Runs, name_of, paired
 
 from geomtraj.inference.ratios import OverSeeds, holm, over_seeds
-from geomtraj.report.style import number
-from geomtraj.report.summary import Answer
+from geomtraj.reporting.style import number
+from geomtraj.reporting.summary import Answer
 
 LEVEL = 0.05
 

@@ -13,7 +13,7 @@ import trajectories
 from machinery import Job, Result
 
 import geomtraj as gt
-from geomtraj.contrast.speed import covered, nearest_to
+from geomtraj.comparing.speed import covered, nearest_to
 from geomtraj.errors import ComputationError
 from geomtraj.statistics import REGISTRY as STATISTICS
 from geomtraj.training import train

@@ -14,10 +14,10 @@ import trajectories
 from machinery import Analysis
 from region_switch_runs import MEASURES, Arm, Done, Runs, name_of
 
-from geomtraj.contrast.speed import fall
+from geomtraj.comparing.speed import fall
 from geomtraj.inference.ratios import holm
-from geomtraj.report.analysis import Sheet
-from geomtraj.report.material import listed
+from geomtraj.reporting.analysis import Sheet
+from geomtraj.reporting.material import listed
 
 
 def write(analysis: Analysis, rates: Any, levels: dict[str, float], retuned: Sequence[Done], runs: Runs) -> Path:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from machinery import Job, Result
 
-from geomtraj.contrast.blocks import mean_over_blocks, usable_everywhere
-from geomtraj.contrast.speed import fall, steps_to
+from geomtraj.comparing.blocks import mean_over_blocks, usable_everywhere
+from geomtraj.comparing.speed import fall, steps_to
 from geomtraj.inference.ratios import OverSeeds, over_seeds
 from geomtraj.inference.trend import MeanOverSeeds, mean_over_seeds
 from geomtraj.inference.two_way import TwoWay, two_way

@@ -15,8 +15,8 @@ from machinery import Analysis, Job, Result
 from spectra_points import Task, gather
 
 import geomtraj as gt
-from geomtraj.contrast.nearest import Match, nearest_losses
-from geomtraj.contrast.pairing import run_name
+from geomtraj.comparing.nearest import Match, nearest_losses
+from geomtraj.comparing.pairing import run_name
 from geomtraj.errors import ComputationError, InputError
 from geomtraj.measuring import Results
 from geomtraj.measuring.results import Measurement

@@ -8,11 +8,11 @@ import numpy as np
 from spectra_findings import contrasts
 from spectra_points import ALL, COMPARED, MEAN, Point, Task
 
-from geomtraj.report.decades import KERNEL, per_decade
-from geomtraj.report.forests import Forest, Ratios, draw_forests
-from geomtraj.report.material import Drawing, LeftOut
-from geomtraj.report.panels import Mark, Panel, draw_panels
-from geomtraj.report.style import COLOURS
+from geomtraj.reporting.decades import KERNEL, per_decade
+from geomtraj.reporting.forests import Forest, Ratios, draw_forests
+from geomtraj.reporting.material import Drawing, LeftOut
+from geomtraj.reporting.panels import Mark, Panel, draw_panels
+from geomtraj.reporting.style import COLOURS
 
 DECADES = 4  # below the largest eigenvalue that are drawn
 KINDS = dict(zip(COMPARED, ("#000000", COLOURS[2], COLOURS[4]), strict=True))

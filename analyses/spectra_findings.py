@@ -10,9 +10,9 @@ from spectra_points import ALL, COMPARED, Task
 
 from geomtraj.inference.rank_correlation import Ranks, kendall, spearman
 from geomtraj.inference.ratios import OverSeeds, holm
-from geomtraj.report.material import listed
-from geomtraj.report.style import number
-from geomtraj.report.summary import Answer
+from geomtraj.reporting.material import listed
+from geomtraj.reporting.style import number
+from geomtraj.reporting.summary import Answer
 
 LEVEL = 0.05
 ABOVE = 1.01  # max|H_ii| over λmax beyond which the bound counts as broken: single precision and estimated entries

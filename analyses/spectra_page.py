@@ -15,7 +15,7 @@ from spectra_points import ALL, COMPARED, MEAN, Task
 
 from geomtraj.inference.rank_correlation import kendall, spearman
 from geomtraj.inference.trend import mean_over_seeds
-from geomtraj.report.analysis import Sheet
+from geomtraj.reporting.analysis import Sheet
 
 WITH = {
     "condition": "λmax / median |λ|, where resolved",

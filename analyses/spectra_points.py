@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from geomtraj.contrast.nearest import Match
+from geomtraj.comparing.nearest import Match
 from geomtraj.inference.rank_correlation import Agreement, agreement
 from geomtraj.inference.ratios import OverSeeds, over_seeds
 from geomtraj.measuring import Results

@@ -22,7 +22,7 @@ from geomtraj import tasks
 from geomtraj.errors import ComputationError, InputError, unknown_name
 from geomtraj.measuring import Results
 from geomtraj.measuring.results import Measurement
-from geomtraj.report.analysis import Sheet
+from geomtraj.reporting.analysis import Sheet
 from geomtraj.statistics import REGISTRY as STATISTICS
 from geomtraj.statistics.base import Quantity
 from geomtraj.training import optimizers, sweep, train

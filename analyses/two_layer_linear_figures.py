@@ -8,9 +8,9 @@ from typing import Any
 
 from two_layer_linear_runs import LAYERS, NAMES, Runs, adam_limit
 
-from geomtraj.report.material import Drawing, LeftOut
-from geomtraj.report.panels import Mark, Panel, draw_panels
-from geomtraj.report.style import COLOURS
+from geomtraj.reporting.material import Drawing, LeftOut
+from geomtraj.reporting.panels import Mark, Panel, draw_panels
+from geomtraj.reporting.style import COLOURS
 from geomtraj.tasks import two_layer_linear as theory
 
 COLOUR = {"adam": COLOURS[0], "sgdm": COLOURS[1]}

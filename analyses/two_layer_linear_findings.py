@@ -10,9 +10,9 @@ from two_layer_linear_runs import adam_limit, decay, upper, window
 
 from geomtraj.inference.ratios import OverSeeds
 from geomtraj.inference.trend import Trend, trend
-from geomtraj.report.material import listed
-from geomtraj.report.style import number
-from geomtraj.report.summary import Answer
+from geomtraj.reporting.material import listed
+from geomtraj.reporting.style import number
+from geomtraj.reporting.summary import Answer
 from geomtraj.tasks import two_layer_linear as theory
 
 AGREEMENT = 1e-10  # relative, of the engine with the closed form

@@ -12,7 +12,7 @@ import two_layer_linear_findings as findings
 from machinery import Analysis
 from two_layer_linear_runs import LAYERS, NAMES, Done, Runs, adam_limit
 
-from geomtraj.report.analysis import Sheet
+from geomtraj.reporting.analysis import Sheet
 from geomtraj.tasks import two_layer_linear as theory
 
 

@@ -9,10 +9,10 @@ from typing import Any
 from uniformity_points import CONTROL, NAMES, SETS, Contrasts, Points
 
 from geomtraj.inference.regression import Explained
-from geomtraj.report.forests import Forest, Ratios, draw_forests
-from geomtraj.report.material import Drawing, LeftOut
-from geomtraj.report.panels import Mark, Panel, draw_panels
-from geomtraj.report.style import COLOURS
+from geomtraj.reporting.forests import Forest, Ratios, draw_forests
+from geomtraj.reporting.material import Drawing, LeftOut
+from geomtraj.reporting.panels import Mark, Panel, draw_panels
+from geomtraj.reporting.style import COLOURS
 
 SHOWN = {"factorised": "factorised R_med, from inputs and gradients", "vectors": "left times right singular vector"}
 

@@ -9,9 +9,9 @@ from typing import Any
 from uniformity_points import CONTROL, Contrasts, Points
 
 from geomtraj.inference.regression import Explained, Share
-from geomtraj.report.material import listed
-from geomtraj.report.style import number
-from geomtraj.report.summary import Answer
+from geomtraj.reporting.material import listed
+from geomtraj.reporting.style import number
+from geomtraj.reporting.summary import Answer
 
 MOST = 0.5  # share from which on an explanation accounts for most
 LITTLE = 0.25  # share below which it accounts for little

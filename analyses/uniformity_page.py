@@ -15,8 +15,8 @@ from uniformity_points import CONFIDENCE, NAMES, SETS, Contrasts, Points, contra
 
 from geomtraj.errors import InputError
 from geomtraj.inference.regression import Explained
-from geomtraj.report.analysis import Sheet
-from geomtraj.report.style import number
+from geomtraj.reporting.analysis import Sheet
+from geomtraj.reporting.style import number
 
 LEVELS = ("factorised", "input", "output", "combined", "rest", "left", "right", "frequency", "dead")
 SHARES = ("first_share", "dead_inputs", "dead_outputs")

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from geomtraj.contrast import contrast
-from geomtraj.contrast.by_pair import pair_ratios
-from geomtraj.contrast.table import Row
+from geomtraj.comparing import contrast
+from geomtraj.comparing.by_pair import pair_ratios
+from geomtraj.comparing.table import Row
 from geomtraj.errors import InputError
 from geomtraj.inference.regression import Explained, Share, explained, share_of
 from geomtraj.measuring import Results

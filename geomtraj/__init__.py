@@ -1,7 +1,7 @@
 """geomtraj: see how an optimizer shapes the terrain that its own trajectory runs through."""
 
 from geomtraj._version import __version__
-from geomtraj.contrast import Table, contrast
+from geomtraj.comparing import Table, contrast
 from geomtraj.curvature import eigsh, spectral_density, spectrum, trace
 from geomtraj.diagonal import Diagonal, diagonal
 from geomtraj.distributed import shard
@@ -10,7 +10,7 @@ from geomtraj.linalg import Eigenpairs, Estimate, SpectralDensity, Spectrum
 from geomtraj.measuring import Measurement, Results, measure
 from geomtraj.operators import GGN, Hessian, MatrixOperator, Preconditioned
 from geomtraj.problem import Problem
-from geomtraj.report import plot, report
+from geomtraj.reporting import plot, report
 from geomtraj.splitting import join, split
 from geomtraj.statistics import REGISTRY as STATISTICS
 from geomtraj.statistics import RMed, Statistic, r_med

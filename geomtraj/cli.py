@@ -16,15 +16,15 @@ import torch
 
 from geomtraj import tasks
 from geomtraj._version import __version__
-from geomtraj.contrast import contrast
-from geomtraj.contrast.naming import by_optimizer
+from geomtraj.comparing import contrast
+from geomtraj.comparing.naming import by_optimizer
 from geomtraj.demo import demo
 from geomtraj.doctor import doctor
 from geomtraj.errors import GeomtrajError, InputError
 from geomtraj.measuring import Results, check_results, measure, repair_results
 from geomtraj.measuring.workers import pool
 from geomtraj.problem import Problem
-from geomtraj.report import report
+from geomtraj.reporting import report
 from geomtraj.statistics import REGISTRY, Statistic, resolve
 from geomtraj.training import learning_rates, optimizers
 from geomtraj.training.loop import spread, train

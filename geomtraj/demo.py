@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from geomtraj import tasks
-from geomtraj.contrast import Table, contrast
+from geomtraj.comparing import Table, contrast
 from geomtraj.measuring import Results, measure
-from geomtraj.report import report
+from geomtraj.reporting import report
 from geomtraj.training.loop import spread, train
 
 OPTIMIZERS = ("adam", "sgdm")

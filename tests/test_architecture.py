@@ -1,9 +1,13 @@
 """Imports go one way, as CONTRIBUTING.md says."""
 
 import ast
+import importlib
+import pkgutil
 from pathlib import Path
 
 import pytest
+
+import geomtraj
 
 PACKAGE = Path(__file__).parent.parent / "geomtraj"
 FLOORS = [
@@ -40,14 +44,18 @@ FLOORS = [
     {"tasks"},
     {"training"},
     {"measuring"},
-    {"contrast"},
-    {"report"},
+    {"comparing"},
+    {"reporting"},
     {"demo", "doctor"},
     {"cli"},
     {"__main__"},
 ]
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 APART = {"trajectory": {"problem", "operators", "linalg", "diagonal", "statistics"}, "measuring": {"tasks", "training"}}
+
+
+# Modules that a function of the same name hides from `import geomtraj.a.b as x`; the list only falls.
+HIDDEN = {"geomtraj.diagonal", "geomtraj.linalg.spectrum", "geomtraj.linalg.trace", "geomtraj.statistics.r_med"}
 
 
 def imported(path):
@@ -78,7 +86,7 @@ def test_imports_go_one_way(path):
             assert FLOOR[rest[0]] <= FLOOR[here], f"{path} imports {module} from above"
             assert rest[0] not in APART.get(here, ()), f"{path} imports {module}"
         if top == "matplotlib":
-            assert here == "report"
+            assert here == "reporting"
         if top == "h5py":
             assert path == PACKAGE / "trajectory" / "store.py"
 
@@ -95,3 +103,11 @@ def test_algorithms_see_only_the_operators_contract():
     for path in (PACKAGE / "linalg").glob("*.py"):
         rooms = {m for m in imported(path) if m.startswith("geomtraj.operators")}
         assert rooms <= {"geomtraj.operators.base"}, path
+
+
+def test_no_function_hides_a_package():
+    names = [m.name for m in pkgutil.walk_packages(geomtraj.__path__, "geomtraj.") if not m.name.endswith("__main__")]
+    modules = {name: importlib.import_module(name) for name in names}
+    modules["geomtraj"] = geomtraj
+    hidden = {n for n in names if getattr(modules[n.rpartition(".")[0]], n.rpartition(".")[2]) is not modules[n]}
+    assert hidden <= HIDDEN

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from synthetic import groups, results_of
 
-from geomtraj.contrast import contrast
+from geomtraj.comparing import contrast
 from geomtraj.errors import InputError
 from geomtraj.measuring.rows import COLUMNS
-from geomtraj.report.analysis import Sheet
-from geomtraj.report.material import gather
-from geomtraj.report.runs import measurements_csv
+from geomtraj.reporting.analysis import Sheet
+from geomtraj.reporting.material import gather
+from geomtraj.reporting.runs import measurements_csv
 from geomtraj.spreadsheets import csv_text, harmless
 
 

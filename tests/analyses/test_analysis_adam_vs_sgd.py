@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from geomtraj import tasks
 from geomtraj.measuring import Results
 from geomtraj.measuring.results import Measurement, read_measurement
-from geomtraj.report.material import LeftOut
+from geomtraj.reporting.material import LeftOut
 from geomtraj.statistics.base import Quantity
 
 RATES = {"adam": [0.003, 0.01], "sgdm": [0.05, 0.1]}

@@ -13,7 +13,7 @@ from region_switch_runs import Compared
 from geomtraj import tasks
 from geomtraj.inference.ratios import over_seeds
 from geomtraj.inference.two_way import two_way
-from geomtraj.report.material import LeftOut
+from geomtraj.reporting.material import LeftOut
 from geomtraj.trajectory import Trajectory
 
 OPTIONS = {"width": 8, "batch_size": 8, "eval_examples": 64}

@@ -15,10 +15,10 @@ from scipy import stats
 from spectra_points import ALL, Point, Task
 
 from geomtraj import tasks
-from geomtraj.contrast.nearest import Match
+from geomtraj.comparing.nearest import Match
 from geomtraj.inference.rank_correlation import Ranks
 from geomtraj.operators import Hessian
-from geomtraj.report.material import LeftOut
+from geomtraj.reporting.material import LeftOut
 from geomtraj.trajectory import Trajectory
 
 SPEC = importlib.util.spec_from_file_location("spectra_script", Path(figures.__file__).with_name("spectra.py"))

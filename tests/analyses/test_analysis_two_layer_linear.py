@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from two_layer_linear_runs import Runs
 
 from geomtraj import tasks
-from geomtraj.report.material import LeftOut
+from geomtraj.reporting.material import LeftOut
 from geomtraj.tasks import two_layer_linear as theory
 from geomtraj.training import train
 

@@ -14,7 +14,7 @@ from uniformity_points import CONTROL, NAMES, Point, Points, contrasts
 
 import geomtraj as gt
 from geomtraj import tasks
-from geomtraj.report.material import LeftOut
+from geomtraj.reporting.material import LeftOut
 from geomtraj.statistics.base import Quantity
 
 LANGUAGE = {

@@ -5,7 +5,7 @@ import machinery
 import pytest
 import trajectories
 
-from geomtraj.contrast import contrast
+from geomtraj.comparing import contrast
 from geomtraj.errors import ComputationError, InputError
 from geomtraj.trajectory import Trajectory
 

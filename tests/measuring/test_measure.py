@@ -12,7 +12,7 @@ from measured import X, Y, files, losses, net, numbers, problem, record
 from torch import nn
 
 import geomtraj as gt
-from geomtraj.contrast.matrices import choose as contrast_blocks
+from geomtraj.comparing.matrices import choose as contrast_blocks
 from geomtraj.errors import InputError, TrajectoryError
 from geomtraj.measuring import unit
 

@@ -1,0 +1,49 @@
+"""What `report` does: figures, tables and one HTML page from stored results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from geomtraj.comparing.pairing import check_groups
+from geomtraj.errors import InputError
+from geomtraj.measuring.results import Results
+from geomtraj.reporting import runs
+from geomtraj.reporting.figures import FIGURES
+from geomtraj.reporting.files import check_writable, write, write_drawing
+from geomtraj.reporting.material import Drawing, LeftOut, gather, listed
+from geomtraj.reporting.page import contrast_file, page
+from geomtraj.reporting.style import plain_style
+
+
+def write_report(groups: Mapping[str, Sequence[Results]], path: str | Path, title: str | None, levels: int) -> Path:
+    """The work of `geomtraj.reporting.report`."""
+    checked = check_groups(groups)
+    if isinstance(levels, bool) or not isinstance(levels, int) or levels < 1:
+        raise InputError(f"levels is {levels!r}: it must be a whole number, 1 or more.")
+    if not isinstance(path, (str, Path)):
+        raise InputError(f"path must be the name of a file such as 'report.html', not {type(path).__name__}.")
+    if not any(len(r) for group in checked.values() for r in group):
+        raise InputError("the results hold no measurement at all: measure the trajectories first, with gt.measure.")
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: name the file of the page, such as {path / 'report.html'}.")
+    check_writable(path)
+
+    material = gather(checked, levels)
+    drawings: list[tuple[Drawing, bytes]] = []
+    left_out = []
+    with plain_style():
+        for draw in FIGURES:
+            drawing = draw(material)
+            if isinstance(drawing, LeftOut):
+                left_out.append(drawing.reason)
+                continue
+            drawings.append((drawing, write_drawing(drawing, path.parent / "figures")))
+    tables = path.parent / "tables"
+    for (statistic, at), table in material.tables.items():
+        write(tables / contrast_file(statistic, at), table.csv_text().encode())
+    write(tables / "measurements.csv", runs.measurements_csv(material).encode())
+    write(tables / "runs.csv", runs.runs_csv(material).encode())
+    write(path, page(material, drawings, left_out, title or f"Terrain of {listed(checked)}").encode())
+    return path
