@@ -24,7 +24,7 @@ RUNS     := $(foreach o,$(OPTIMIZERS),$(foreach s,$(SEEDS),$(OUT)/$(o)/seed-$(s)
 MAKEFLAGS += --jobs=$(WORKERS)
 
 .DEFAULT_GOAL := help
-.PHONY: help report train measure contrast sweep test lint clean
+.PHONY: help report train measure contrast sweep test lint docs clean
 .DELETE_ON_ERROR:
 .SECONDARY:
 .SECONDEXPANSION:
@@ -113,6 +113,10 @@ lint: $(BIN)/.installed-test  ## ruff (docstrings too) and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(BIN)/.installed-test  ## build the documentation into site/, offline; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "open site/index.html"
 
 clean:  ## delete the virtual environment; runs/ stays
 	rm -rf $(VENV)
