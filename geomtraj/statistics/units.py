@@ -12,10 +12,10 @@ from scipy import stats
 from torch import Tensor
 
 from geomtraj.blocks import Block
-from geomtraj.diagonal.sites.moments import Moments, Part, unit_moments
 from geomtraj.layout import Layout
 from geomtraj.linalg.chunks import at_least
 from geomtraj.statistics.base import Outcome, Point, Quantity, Statistic
+from geomtraj.statistics.kfac.factors import Moments, Part, unit_moments
 from geomtraj.statistics.uniformity import max_over_median
 
 

@@ -8,9 +8,9 @@ from torch.nn import functional as F
 
 import geomtraj as gt
 from geomtraj import tasks
-from geomtraj.diagonal.sites.moments import unit_moments
 from geomtraj.errors import InputError
 from geomtraj.statistics import Point, Units
+from geomtraj.statistics.kfac.factors import unit_moments
 from geomtraj.statistics.uniformity import max_over_median
 from geomtraj.statistics.units import near_dead
 from geomtraj.tasks.two_layer_linear import closed_form_r_med
