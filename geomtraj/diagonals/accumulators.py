@@ -8,33 +8,33 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from geomtraj.layers.shared_entries import Cluster
-from geomtraj.layers.vjp_maps import LinearMap
+from geomtraj.layers.shared_entries import SharedVjp
+from geomtraj.layers.vjp_maps import VjpMap
 from geomtraj.problem import Problem
 
 
-class Sum(NamedTuple):
+class MeanVariance(NamedTuple):
     """A sum of random terms (K,), its variance, and how uncertain that is; None for what is exact.
 
     Attributes:
         value: The sum.
         variance: The sum of the terms' variances v_c.
-        doubt: The sum of v_c^2 / (f_c + 2), f_c the degrees of freedom of v_c: (sum v_c)^2 over it, less 2, are those
-            of the sum. In float64: squares of variances leave float32's range.
+        variance_of_variance: The sum of 2 v_c^2 / (f_c + 2), f_c the degrees of freedom of v_c: 2 (sum v_c)^2 over it,
+            less 2, are those of the sum. In float64: squares of variances leave float32's range.
     """
 
     value: Tensor
     variance: Tensor | None = None
-    doubt: Tensor | None = None
+    variance_of_variance: Tensor | None = None
 
 
-class Tally:
+class Accumulator:
     """Running sums by parameter, each with one more entry for what belongs nowhere."""
 
     def __init__(self, parameters: Mapping[str, Tensor]):
         self._totals = {name: p.new_zeros(3, p.numel() + 1, dtype=torch.float64) for name, p in parameters.items()}
 
-    def add(self, name: str, index: Tensor | None, part: Sum) -> None:
+    def add(self, name: str, index: Tensor | None, part: MeanVariance) -> None:
         """Add to the sums of one parameter at these places, or (None) at all of them."""
         for total, more in zip(self._totals[name], part, strict=True):
             if more is None:
@@ -47,21 +47,21 @@ class Tally:
     def flat(self, problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
         """The diagonal (P,), its variances in float64 and their degrees of freedom (P,), over all processes."""
         flat = [problem.layout.flatten({n: t[row, :-1] for n, t in self._totals.items()}) for row in range(3)]
-        values, variances, doubts = problem.over_ranks(torch.stack(flat))
-        dof = torch.where(variances == 0, torch.inf, (variances.square() / doubts - 2).clamp_min(1))
+        values, variances, uncertainties = problem.over_ranks(torch.stack(flat))
+        dof = torch.where(variances == 0, torch.inf, (2 * variances.square() / uncertainties - 2).clamp_min(1))
         variances = variances.clamp_min(0) / problem.total_weight**2
         return (values / problem.total_weight).to(problem.dtype), variances, dof.to(problem.dtype)
 
 
-class ClusterSums:
-    """Sums over examples and vectors of a cluster's estimates, and their spread over the vectors of one call."""
+class SharedSums:
+    """Sums over examples and vectors of estimates of shared entries, and their spread over the vectors of one call."""
 
-    def __init__(self, cluster: Cluster):
-        self._name, self._index = cluster.name, cluster.index  # not the cluster, which holds data
+    def __init__(self, maps: SharedVjp):
+        self._name, self._index = maps.name, maps.index  # not the maps, which hold data
         self._freedom = self._count = 0
         self._values: Tensor | float = 0.0
         self._spread: Tensor | float = 0.0
-        self._doubt: Tensor | float = 0.0
+        self._variance_of_variance: Tensor | float = 0.0
 
     def add(self, estimates: Tensor, with_spread: bool = False) -> None:
         """Add estimates (rows, k, K) of a range of examples."""
@@ -69,7 +69,8 @@ class ClusterSums:
         if with_spread:
             spread = (estimates - estimates.mean(1, keepdim=True)).square_().sum(1)
             self._spread = self._spread + spread.sum(0)
-            self._doubt = self._doubt + spread.double().square_().sum(0) / (estimates.shape[1] + 1)
+            squares = spread.double().square_().sum(0)
+            self._variance_of_variance = self._variance_of_variance + 2 * squares / (estimates.shape[1] + 1)
 
     def added(self, count: int, with_spread: bool = False) -> None:
         """Say that `count` vectors have been added for every range of examples."""
@@ -88,18 +89,19 @@ class ClusterSums:
             return torch.full_like(self.total, torch.nan)
         return torch.as_tensor(self._spread) / self._freedom
 
-    def tally(self, tally: Tally, exact: bool = False) -> None:
+    def add_to(self, accumulator: Accumulator, exact: bool = False) -> None:
         """Add the mean over vectors with its variance, or if `exact` their sum."""
         if exact:
-            part = Sum(self.total)
+            part = MeanVariance(self.total)
         else:
-            doubt = torch.as_tensor(self._doubt) / (self._freedom * self._count) ** 2 if self._freedom else None
-            part = Sum(self.total / self._count, self.variance / self._count, doubt)
-        tally.add(self._name, self._index, part)
+            scale = (self._freedom * self._count) ** 2
+            uncertainty = torch.as_tensor(self._variance_of_variance) / scale if scale else None
+            part = MeanVariance(self.total / self._count, self.variance / self._count, uncertainty)
+        accumulator.add(self._name, self._index, part)
 
 
-class PointwiseSums:
-    """Sums over vectors at each value of a site whose positions do not couple, and their spread."""
+class PositionSums:
+    """Sums over vectors at each value of a tap whose positions do not couple, and their spread."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -117,14 +119,16 @@ class PointwiseSums:
         if before:
             self._squares = self._squares + shift.square() * (before * count / self._count)
 
-    def tally(self, maps: Iterable[LinearMap], tally: Tally, exact: bool = False) -> None:
-        """Add the mean over vectors with its variance, or if `exact` their sum, for every use at the site."""
+    def add_to(self, maps: Iterable[VjpMap], accumulator: Accumulator, exact: bool = False) -> None:
+        """Add the mean over vectors with its variance, or if `exact` their sum, for every use at the tap."""
         mean, count = torch.as_tensor(self._mean), self._count
         if exact:
             for m in maps:
-                tally.add(m.name, m.index, Sum(m.weighted(mean * count, 2)))
+                accumulator.add(m.name, m.index, MeanVariance(m.weighted(mean * count, 2)))
             return
         variance = torch.as_tensor(self._squares) / (count * (count - 1) if count > 1 else torch.nan)
-        doubt = variance.double().square() / (count + 1)
+        uncertainty = 2 * variance.double().square() / (count + 1)
         for m in maps:
-            tally.add(m.name, m.index, Sum(m.weighted(mean, 2), m.weighted(variance, 4), m.weighted(doubt, 8)))
+            accumulator.add(
+                m.name, m.index, MeanVariance(m.weighted(mean, 2), m.weighted(variance, 4), m.weighted(uncertainty, 8))
+            )

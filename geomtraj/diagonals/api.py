@@ -9,7 +9,7 @@ from torch import Tensor
 
 from geomtraj.diagonals.base import Diagonal
 from geomtraj.diagonals.exact import exact
-from geomtraj.diagonals.exact_layers import exact_sites
+from geomtraj.diagonals.exact_layers import exact_by_layer
 from geomtraj.diagonals.gauss_newton import gauss_newton
 from geomtraj.diagonals.hutchinson import hutchinson
 from geomtraj.diagonals.probing import probing
@@ -33,7 +33,7 @@ FROM_OPERATOR: dict[str, Callable[[SymmetricOperator, int, int, float], Diagonal
 """Methods that need only products."""
 
 FROM_PROBLEM: dict[str, Callable[[Problem, Tensor | None, int, int, float], Diagonal]] = {
-    "exact": lambda problem, theta, samples, seed, max_seconds: exact_sites(problem, theta, max_seconds=max_seconds),
+    "exact": lambda problem, theta, samples, seed, max_seconds: exact_by_layer(problem, theta, max_seconds=max_seconds),
     "probing": lambda problem, theta, samples, seed, max_seconds: probing(problem, samples, seed, theta),
     "gauss_newton": lambda problem, theta, samples, seed, max_seconds: gauss_newton(problem, samples, seed, theta),
 }
@@ -54,12 +54,12 @@ def diagonal(
 
     Args:
         problem: A `Problem`, whose Hessian is meant, or an operator.
-        method: "exact" takes P products with an operator, and far fewer with a Problem, see `exact_sites`; "hutchinson"
-            and "xdiag" take `samples`; "probing" gives each example random signs of its own on activations, `samples`
-            times, which is far more accurate but needs a Problem whose examples do not depend on each other. "auto" is
-            exact where P is at most 4 `samples`; else probing for a Problem, and XDiag for an operator or where
-            probing refuses (the status then says why). "gauss_newton" is the diagonal of another matrix: of the part of
-            the Hessian that comes from the loss's curvature in the model's output.
+        method: "exact" takes P products with an operator, and far fewer with a Problem, see `exact_by_layer`;
+            "hutchinson" and "xdiag" take `samples`; "probing" gives each example random signs of its own on
+            activations, `samples` times, which is far more accurate but needs a Problem whose examples do not depend on
+            each other. "auto" is exact where P is at most 4 `samples`; else probing for a Problem, and XDiag for an
+            operator or where probing refuses (the status then says why). "gauss_newton" is the diagonal of another
+            matrix: of the part of the Hessian that comes from the loss's curvature in the model's output.
         samples: Products, or probes, of the randomised methods.
         seed: Seed of the randomised methods.
         theta: Where to measure (P,); the problem's current parameters if left out.
@@ -102,7 +102,7 @@ def diagonal(
 def _chosen(problem: Problem, theta: Tensor | None, samples: int, seed: int, max_seconds: float) -> Diagonal:
     """The exact diagonal of a small problem, else probing, else XDiag where examples depend on each other."""
     if problem.size <= EXACT_UP_TO * samples:
-        return exact_sites(problem, theta, max_seconds=max_seconds)
+        return exact_by_layer(problem, theta, max_seconds=max_seconds)
     try:
         return probing(problem, samples, seed, theta)
     except ExamplesInteract as error:

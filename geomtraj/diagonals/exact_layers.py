@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from geomtraj.diagonals.accumulators import Tally
+from geomtraj.diagonals.accumulators import Accumulator
 from geomtraj.diagonals.base import Cost, Diagonal, describe
 from geomtraj.diagonals.exact import exact, refuse_slow
 from geomtraj.diagonals.one_hot import by_entries, by_units, by_values
@@ -17,8 +17,8 @@ from geomtraj.diagonals.output_vectors import WIDTH, gauss_newton_exact, outputs
 from geomtraj.errors import ExamplesInteract
 from geomtraj.isolation import without_checkpoints
 from geomtraj.layers.batches import refuse_batch_statistics, sound_graphs
-from geomtraj.layers.graph import SitedGraph
-from geomtraj.layers.probe_groups import Group, groups_of
+from geomtraj.layers.graph import LossGraph
+from geomtraj.layers.probe_groups import ProbeGroup, probe_groups
 from geomtraj.operators.hessian import Hessian
 from geomtraj.problem import Problem
 
@@ -26,13 +26,13 @@ TRIED_FROM = 4 * WIDTH
 """Vectors from which the first ones of a piece of work are timed beforehand."""
 
 
-def exact_sites(problem: Problem, theta: Tensor | None = None, *, max_seconds: float = 3600.0) -> Diagonal:
+def exact_by_layer(problem: Problem, theta: Tensor | None = None, *, max_seconds: float = 3600.0) -> Diagonal:
     """The exact Hessian diagonal of a problem whose examples do not depend on each other; standard errors are zero.
 
-    Where P one-hot vectors would each go through the whole network and back, these enter at the parameter's own site,
-    serve all examples at once, and are as few as the structure allows, site by site:
+    Where P one-hot vectors would each go through the whole network and back, these enter at the parameter's own tap,
+    serve all examples at once, and are as few as the structure allows, tap by tap:
 
-    - one for each entry of the model's output, for all sites together, where the output is piecewise linear in the
+    - one for each entry of the model's output, for all taps together, where the output is piecewise linear in the
       parameters (Gauss-Newton is then all there is);
     - one for each unit, where positions do not couple: feed-forward layers, and what comes after the last attention;
     - one for each position and unit, or one for each entry of the parameter, whichever are fewer.
@@ -43,7 +43,7 @@ def exact_sites(problem: Problem, theta: Tensor | None = None, *, max_seconds: f
     Args:
         problem: The loss.
         theta: Where to measure (P,); the problem's current parameters if left out.
-        max_seconds: The longest time that it may take, told from the first vectors of each site.
+        max_seconds: The longest time that it may take, told from the first vectors of each tap.
 
     Returns:
         The diagonal; `cost.matvecs` counts derivatives along one vector.
@@ -54,13 +54,13 @@ def exact_sites(problem: Problem, theta: Tensor | None = None, *, max_seconds: f
     start = time.perf_counter()
     theta = problem.checked(theta)
     parameters = problem.layout.unflatten(theta)
-    tally, elsewhere = Tally(parameters), dict[str, str]()
+    accumulator, elsewhere = Accumulator(parameters), dict[str, str]()
     products = examples = 0
     try:
         refuse_batch_statistics(problem)
         with problem.session(), without_checkpoints():
             for _, graph, numbers in sound_graphs(problem, parameters, elsewhere):
-                work = _plan(graph, tally)
+                work = _plan(graph, accumulator)
                 if not examples:
                     whole = problem.examples / max(len(numbers), 1)
                     refuse_slow(problem.size, whole * sum(w.seconds() for w in work), max_seconds)
@@ -77,7 +77,7 @@ def exact_sites(problem: Problem, theta: Tensor | None = None, *, max_seconds: f
     dependent, *strange = problem.over_ranks(flags.long()).bool().tolist()
     if dependent:
         return exact(Hessian(problem, theta), max_seconds=max_seconds)
-    values, _, _ = tally.flat(problem)
+    values, _, _ = accumulator.flat(problem)
     if any(strange):
         block = Hessian(problem, theta).block([n for n, s in zip(problem.layout, strange, strict=True) if s])
         part = exact(block, max_seconds=max_seconds)
@@ -91,7 +91,7 @@ def exact_sites(problem: Problem, theta: Tensor | None = None, *, max_seconds: f
 
 @dataclass(frozen=True)
 class _Work:
-    """One-hot vectors for a group of sites or several: how many, and how to take them."""
+    """One-hot vectors for a group of taps or several: how many, and how to take them."""
 
     count: int
     steps: Callable[[], Iterator[int]]
@@ -105,25 +105,25 @@ class _Work:
         return (time.perf_counter() - start) * self.count / done
 
 
-def _plan(graph: SitedGraph, tally: Tally) -> list[_Work]:
-    by_outputs: list[Group] = []
+def _plan(graph: LossGraph, accumulator: Accumulator) -> list[_Work]:
+    by_outputs: list[ProbeGroup] = []
     found = []
-    for group in groups_of(graph):
-        work = _cheapest(group, tally)
-        if group.straight and outputs(graph) <= work.count:
+    for group in probe_groups(graph):
+        work = _cheapest(group, accumulator)
+        if group.piecewise_linear and outputs(graph) <= work.count:
             by_outputs.append(group)
         else:
             found.append(work)
     if by_outputs:
         count = int(outputs(graph))
-        found.append(_Work(count, lambda: gauss_newton_exact(graph, by_outputs, tally)))
+        found.append(_Work(count, lambda: gauss_newton_exact(graph, by_outputs, accumulator)))
     return found
 
 
-def _cheapest(group: Group, tally: Tally) -> _Work:
-    if group.local:
-        return _Work(group.graph.shape(group.sites[0])[1], lambda: by_units(group, tally))
-    entries = sum(part.entries.numel() for part in group.parts)
-    if entries < group.values and all(c.has_forward for c in group.clusters()):
-        return _Work(entries, lambda: by_entries(group, tally))
-    return _Work(group.values, lambda: by_values(group, tally))
+def _cheapest(group: ProbeGroup, accumulator: Accumulator) -> _Work:
+    if group.positions_decouple:
+        return _Work(group.graph.shape(group.taps[0])[1], lambda: by_units(group, accumulator))
+    entries = sum(part.entries.numel() for part in group.shared_entries)
+    if entries < group.values and all(c.has_jvp for c in group.shared()):
+        return _Work(entries, lambda: by_entries(group, accumulator))
+    return _Work(group.values, lambda: by_values(group, accumulator))

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geomtraj.diagonals.accumulators import Sum, Tally
+from geomtraj.diagonals.accumulators import Accumulator, MeanVariance
 from geomtraj.diagonals.base import Cost, Diagonal, Part, describe
 from geomtraj.diagonals.output_vectors import gauss_newton_exact, gauss_newton_sampled, outputs
 from geomtraj.errors import InputError
 from geomtraj.hashed_signs import key_of, signs
 from geomtraj.isolation import without_checkpoints
 from geomtraj.layers.batches import loss_sums, refuse_batch_statistics, sound_graphs
-from geomtraj.layers.graph import SitedGraph
+from geomtraj.layers.graph import LossGraph
 from geomtraj.layers.output_hessian import OutputRecorder, split_at_output
-from geomtraj.layers.probe_groups import groups_of
+from geomtraj.layers.probe_groups import probe_groups
 from geomtraj.linalg.chunks import at_least
 from geomtraj.problem import Problem, leaves
 
@@ -62,17 +62,19 @@ def gauss_newton(problem: Problem, samples: int = 64, seed: int = 0, theta: Tens
     refuse_batch_statistics(problem)
     start = time.perf_counter()
     parameters = problem.layout.unflatten(problem.checked(theta))
-    tally, elsewhere = Tally(parameters), dict[str, str]()
+    accumulator, elsewhere = Accumulator(parameters), dict[str, str]()
     products = batches = 0
     with problem.session(), without_checkpoints():
         for batch, graph, numbers in sound_graphs(problem, parameters, elsewhere):
-            _add(graph, tally, numbers, samples, seed, problem.examples)
+            _add(graph, accumulator, numbers, samples, seed, problem.examples)
             products += graph.products
             del graph
             if elsewhere:
-                products += _add_shared(problem, parameters, list(elsewhere), batch, numbers, samples, seed, tally)
+                products += _add_shared(
+                    problem, parameters, list(elsewhere), batch, numbers, samples, seed, accumulator
+                )
             batches += 1
-    values, variances, dof = tally.flat(problem)
+    values, variances, dof = accumulator.flat(problem)
     remarks = [f"{name}: {SHARED}" for name in elsewhere]
     if samples == 1:
         remarks.append("one sample gives no standard errors: use at least two")
@@ -82,23 +84,23 @@ def gauss_newton(problem: Problem, samples: int = 64, seed: int = 0, theta: Tens
     return Diagonal(values, part.sem, problem.blocks, "gauss_newton", cost, status, dof, part)
 
 
-def _add(graph: SitedGraph, tally: Tally, numbers: Tensor, samples: int, seed: int, examples: int) -> None:
-    """Add what enters at the sites of one batch."""
-    if not graph.sites:
+def _add(graph: LossGraph, accumulator: Accumulator, numbers: Tensor, samples: int, seed: int, examples: int) -> None:
+    """Add what enters at the taps of one batch."""
+    if not graph.taps:
         return
-    if graph.factor is None:
+    if graph.output_hessian is None:
         raise no_split()
-    groups = groups_of(graph)
+    groups = probe_groups(graph)
     if outputs(graph) <= max(samples, FEW_OUTPUTS):
-        for _ in gauss_newton_exact(graph, groups, tally):
+        for _ in gauss_newton_exact(graph, groups, accumulator):
             pass
         return
-    key, dtype = key_of(seed, "gauss_newton"), graph.sites[0].eps.dtype
+    key, dtype = key_of(seed, "gauss_newton"), graph.taps[0].eps.dtype
 
     def xi(k: int) -> Tensor:
         return signs(key, numbers, k, graph.output_shape, dtype)
 
-    gauss_newton_sampled(graph, groups, tally, samples, xi, -(-SPREAD_TERMS // examples))
+    gauss_newton_sampled(graph, groups, accumulator, samples, xi, -(-SPREAD_TERMS // examples))
 
 
 def _add_shared(
@@ -109,7 +111,7 @@ def _add_shared(
     numbers: Tensor,
     samples: int,
     seed: int,
-    tally: Tally,
+    accumulator: Accumulator,
 ) -> int:
     """Add a batch's squares for parameters that enter in ways that are not understood; the backward passes taken.
 
@@ -135,7 +137,8 @@ def _add_shared(
     for k in range(samples):
         xi = signs(key, numbers, k, tuple(found.output.shape[1:]), found.output.dtype)
         left, right = (
-            torch.autograd.grad(found.output, inputs, v, retain_graph=True, **options) for v in found.factor.pair(xi)
+            torch.autograd.grad(found.output, inputs, v, retain_graph=True, **options)
+            for v in found.output_hessian.pair(xi)
         )
         for mean, square, a, b in zip(means, squares, left, right, strict=True):
             shift = a.double() * b - mean
@@ -143,7 +146,7 @@ def _add_shared(
             square += shift.square() * (k / (k + 1))
     for name, mean, square in zip(own, means, squares, strict=True):
         variance = square.flatten() / (samples * (samples - 1) if samples > 1 else torch.nan)
-        tally.add(name, None, Sum(mean.flatten(), variance, variance.square() / (samples + 1)))
+        accumulator.add(name, None, MeanVariance(mean.flatten(), variance, 2 * variance.square() / (samples + 1)))
     return 2 * samples
 
 

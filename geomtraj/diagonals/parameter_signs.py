@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geomtraj.diagonals.accumulators import Sum
+from geomtraj.diagonals.accumulators import MeanVariance
 from geomtraj.errors import ExamplesInteract
 from geomtraj.hashed_signs import key_of, signs
 from geomtraj.layers.batches import COUPLED, check_alone, loss_sums, same_losses, stands_alone
@@ -20,7 +20,7 @@ from geomtraj.slicing import cut, rebuilt, tensors_of
 BY_EXAMPLE = "probed in parameter space, each example with its own signs"
 BY_BATCH = "probed in parameter space, the examples of a batch sharing their signs, which gives larger errors"
 
-Add = Callable[[str, "Tensor | None", Sum], None]
+Add = Callable[[str, "Tensor | None", MeanVariance], None]
 
 
 def probe_parameters(
@@ -111,8 +111,8 @@ def _probe(graph: _Graph, names: list[str], numbers: Tensor, samples: int, seed:
             mean += shift / (probe + 1)
             squares += shift.square() * (probe / (probe + 1))
         variances = squares.reshape(len(squares), -1) / (samples * (samples - 1) if samples > 1 else torch.nan)
-        doubt = variances.double().square().sum(0) / (samples + 1)
-        add(name, None, Sum(mean.sum(0).flatten(), variances.sum(0), doubt))
+        uncertainty = 2 * variances.double().square().sum(0) / (samples + 1)
+        add(name, None, MeanVariance(mean.sum(0).flatten(), variances.sum(0), uncertainty))
     return samples * len(names)
 
 

@@ -6,7 +6,7 @@ import time
 
 from torch import Tensor
 
-from geomtraj.diagonals.accumulators import Tally
+from geomtraj.diagonals.accumulators import Accumulator
 from geomtraj.diagonals.base import Cost, Diagonal, describe
 from geomtraj.diagonals.parameter_signs import probe_parameters
 from geomtraj.diagonals.signs import BatchProber, Settings
@@ -25,14 +25,14 @@ def probing(problem: Problem, samples: int = 64, seed: int = 0, theta: Tensor | 
     over probes. What is done beyond that, with what it gave on a trained one-layer GPT (P = 12,984, 64 sequences of 32,
     error relative to the block's norm at 64 probes, for qkv / attention out / mlp up / mlp down / head):
 
-    - All sites at once: 1.3 / .20 / 1.6 / .23 / .51. Each site on its own: .10 / .069 / .12 / .058 / .027, for 1.5
-      times the time (a site's pass starts at that site, and its outer products are the same): kept.
-    - Where a site's positions provably do not couple (after the last attention, and wherever there is one position:
+    - All taps at once: 1.3 / .20 / 1.6 / .23 / .51. Each tap on its own: .10 / .069 / .12 / .058 / .027, for 1.5
+      times the time (a tap's pass starts at that tap, and its outer products are the same): kept.
+    - Where a tap's positions provably do not couple (after the last attention, and wherever there is one position:
       every pair of positions is tried, for exact zeros), products of different positions are left out, which are
       noise: .014 / .013 / .014 / .002 for the last four; outer products are then taken once, not for each probe. Where
-      such a site has at most `samples` units, one-hot vectors in their place make it exact.
+      such a tap has at most `samples` units, one-hot vectors in their place make it exact.
     - H = J^T (d2L/dz2) J + R where the loss at the model's output z is diagonal or softmax-like, which is found out by
-      trying. The first part comes from squares, by passes that serve all sites, with a relative error of
+      trying. The first part comes from squares, by passes that serve all taps, with a relative error of
       sqrt(2 / (N samples)), or exactly where z has few entries; R vanishes within a layer of a piecewise linear
       network. Together .067 for qkv.
     - Signs on the entries of each example's own parameter in the place of signs on outputs: embedding .16 to .092,
@@ -43,12 +43,12 @@ def probing(problem: Problem, samples: int = 64, seed: int = 0, theta: Tensor | 
     - No gain: signs that are products of one sign per position and one per unit (cheaper outer products, but these are
       a tenth of the time, at 0.8 to 1.2 times the error), the norms all at once (4 % less time, up to twice their
       error), separate passes for query, key and value, several probes in one batched backward pass (0.7 times the
-      speed on a CPU), R of all sites in one pass (two layers, P = 115,328: 140 to 670 times the variance in weights
+      speed on a CPU), R of all taps in one pass (two layers, P = 115,328: 140 to 670 times the variance in weights
       behind the embedding, twice in it; 1.4 to 6 times within the later half), passes recorded and simplified as
       `Hessian` does (0.7 to 0.9 times the time where it matters, for a preparation of seven).
 
     In ReLU networks with ten outputs all this is exact. Time grows linearly with examples and with the width of layers;
-    in other networks R takes a pass from each site to the loss and back, so it grows with the square of the depth, and
+    in other networks R takes a pass from each tap to the loss and back, so it grows with the square of the depth, and
     the errors shrink for it.
 
     A parameter whose uses do not add up to its true gradient, or do not belong to one example each, is probed in
@@ -64,12 +64,12 @@ def probing(problem: Problem, samples: int = 64, seed: int = 0, theta: Tensor | 
 
     Args:
         problem: The loss. Its examples must not depend on each other.
-        samples: Probes for each site; one gives no standard errors, which the status says.
+        samples: Probes for each tap; one gives no standard errors, which the status says.
         seed: Seed of the signs.
         theta: Where to measure (P,); the problem's current parameters if left out.
 
     Returns:
-        The diagonal; `cost.matvecs` counts derivatives along one vector, from one site each, over the whole data.
+        The diagonal; `cost.matvecs` counts derivatives along one vector, from one tap each, over the whole data.
 
     Raises:
         InputError: samples < 1, theta does not fit, or examples depend on each other: batch statistics, or an example
@@ -83,20 +83,20 @@ def probing(problem: Problem, samples: int = 64, seed: int = 0, theta: Tensor | 
     refuse_batch_statistics(problem)
     start = time.perf_counter()
     parameters = problem.layout.unflatten(problem.checked(theta))
-    tally = Tally(parameters)
+    accumulator = Accumulator(parameters)
     settings = Settings(samples, seed, problem.examples)
     elsewhere: dict[str, str] = {}
     products = batches = 0
     with problem.session(), without_checkpoints():
         for batch, graph, numbers in sound_graphs(problem, parameters, elsewhere):
-            BatchProber(graph, tally, numbers, settings).run()
+            BatchProber(graph, accumulator, numbers, settings).run()
             products += graph.products
             del graph
             if elsewhere:
-                add = tally.add
+                add = accumulator.add
                 products += probe_parameters(problem, parameters, elsewhere, batch, numbers, samples, seed, add)
             batches += 1
-    values, variances, dof = tally.flat(problem)
+    values, variances, dof = accumulator.flat(problem)
     remarks = [f"{name}: {how}" for name, how in elsewhere.items()]
     if samples == 1:
         remarks.append("one sample gives no standard errors: use at least two")

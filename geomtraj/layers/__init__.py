@@ -1,1 +1,1 @@
-"""Where parameters enter a forward pass, and the derivatives of the loss by perturbations there."""
+"""How parameters enter the loss of each example: taps, per-example VJP maps, shared entries, the output Hessian."""

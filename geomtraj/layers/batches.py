@@ -11,7 +11,7 @@ from torch import Tensor
 
 from geomtraj.errors import ExamplesInteract, GeomtrajError
 from geomtraj.failures import is_out_of_memory
-from geomtraj.layers.graph import SitedGraph
+from geomtraj.layers.graph import LossGraph
 from geomtraj.layers.output_hessian import close
 from geomtraj.memory import available_bytes, with_saved_bytes
 from geomtraj.problem import Problem, leaves
@@ -24,15 +24,15 @@ GRAPH_COPIES = 12
 COUPLED = "its second derivative couples examples"
 
 
-class Part(NamedTuple):
+class Batch(NamedTuple):
     """A batch or a part of one, its graph, and the numbers (B,) of its examples in the data."""
 
     batch: Any
-    graph: SitedGraph
+    graph: LossGraph
     numbers: Tensor
 
 
-def sound_graphs(problem: Problem, parameters: dict[str, Tensor], elsewhere: dict[str, str]) -> Iterator[Part]:
+def sound_graphs(problem: Problem, parameters: dict[str, Tensor], elsewhere: dict[str, str]) -> Iterator[Batch]:
     """Graphs over all parameters whose uses are accounted for; the names of the others are added to `elsewhere`.
 
     Hold no graph when asking for the next. `problem.session()` must be active.
@@ -45,7 +45,7 @@ def sound_graphs(problem: Problem, parameters: dict[str, Tensor], elsewhere: dic
         graph = _sound_graph(problem, parameters, elsewhere, batch)
         numbers = torch.arange(first, first + graph.examples, device=problem.device)
         first += graph.examples
-        part = Part(batch, graph, numbers)
+        part = Batch(batch, graph, numbers)
         del graph
         yield part
         del part
@@ -67,12 +67,12 @@ def _parts(problem: Problem, parameters: dict[str, Tensor]) -> Iterator[Any]:
         yield from parts
 
 
-def _sound_graph(problem: Problem, parameters: dict[str, Tensor], elsewhere: dict[str, str], batch: Any) -> SitedGraph:
+def _sound_graph(problem: Problem, parameters: dict[str, Tensor], elsewhere: dict[str, str], batch: Any) -> LossGraph:
     """The batch's graph over all parameters whose uses are accounted for; the others are added to `elsewhere`."""
     while True:
         names = [n for n in parameters if n not in elsewhere]
         try:
-            graph = SitedGraph(problem, parameters, names, batch)
+            graph = LossGraph(problem, parameters, names, batch)
         except RuntimeError as error:
             if not names or isinstance(error, GeomtrajError) or is_out_of_memory(error):
                 raise
@@ -80,7 +80,7 @@ def _sound_graph(problem: Problem, parameters: dict[str, Tensor], elsewhere: dic
             continue
         failed, why = set(graph.failed), ""
         if not failed:
-            failed, why = {use.name for n in graph.coupled() for use in graph.sites[n].uses}, COUPLED
+            failed, why = {use.name for n in graph.coupled() for use in graph.taps[n].uses}, COUPLED
         if not failed:
             return graph
         elsewhere |= {name: why for name in parameters if name in failed}

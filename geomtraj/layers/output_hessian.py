@@ -18,7 +18,7 @@ from geomtraj.trees import tensors_of
 
 
 @dataclass
-class LossFactor:
+class OutputHessian:
     """A signed factor of the second derivative of the loss by the outputs: F S F^T, S a diagonal of signs.
 
     Attributes:
@@ -68,12 +68,12 @@ class OutputSplit(NamedTuple):
 
     Attributes:
         output: z, (B, ...).
-        factor: Factor of the loss's second derivative by z.
+        output_hessian: Factor of the loss's second derivative by z.
         residuals: Gradients of <g, z> by the inputs, in the graph, g the loss's gradient by z held fixed.
     """
 
     output: Tensor
-    factor: LossFactor
+    output_hessian: OutputHessian
     residuals: list[Tensor]
 
 
@@ -100,11 +100,11 @@ def split_at_output(
     ]
     if len(through) < len(residuals):
         return None
-    factor = loss_factor(z, g)
+    factor = output_hessian(z, g)
     return None if factor is None else OutputSplit(z, factor, through)
 
 
-def loss_factor(z: Tensor, gradient: Tensor) -> LossFactor | None:
+def output_hessian(z: Tensor, gradient: Tensor) -> OutputHessian | None:
     """The factor of d(gradient)/dz where it is diagonal or weight * (diag(p) - p p^T) with p = softmax(z), else None.
 
     Losses are known by what their second derivative does to random vectors, not by their names.
@@ -128,7 +128,7 @@ def loss_factor(z: Tensor, gradient: Tensor) -> LossFactor | None:
     images = [curvature(w) for w in trials]
     diagonal = curvature(torch.ones_like(z))
     if all(close(diagonal * w, u) for w, u in zip(trials, images, strict=True)):
-        return LossFactor(diagonal.abs().sqrt(), _signs_of(diagonal), None)
+        return OutputHessian(diagonal.abs().sqrt(), _signs_of(diagonal), None)
     for axis in dict.fromkeys((z.dim() - 1, 1)):
         if axis == 0:
             continue
@@ -137,7 +137,7 @@ def loss_factor(z: Tensor, gradient: Tensor) -> LossFactor | None:
         norms = plain[0].square().sum(axis, keepdim=True)
         weight = (plain[0] * images[0]).sum(axis, keepdim=True) / norms.clamp_min(torch.finfo(z.dtype).tiny)
         if all(close(weight * m, u) for m, u in zip(plain, images, strict=True)):
-            return LossFactor((weight.abs() * p).sqrt(), _signs_of(weight), axis)
+            return OutputHessian((weight.abs() * p).sqrt(), _signs_of(weight), axis)
     return None
 
 

@@ -11,32 +11,32 @@ from torch import Tensor
 
 
 @dataclass
-class Use:
-    """One parameter, or a part of it, entering linearly at one site.
+class ParameterUse:
+    """One parameter, or a part of it, entering linearly at one tap.
 
     Attributes:
         name: The parameter.
         index: Place in the flattened parameter of each entry that enters; -1 for none.
         scale: Factor with which it enters.
-        kind: "linear": a weight (groups * U, J) that multiplies inputs. "channel": a vector (U,) that is added at every
-            position, times `factor`. "gather": the entries at `index`, shaped like the site's `eps`.
+        kind: "linear": a weight (groups * U, J) that multiplies inputs. "scale": a vector (U,) that is added at every
+            position, times `factor`. "embedding": the entries at `index`, shaped like the tap's `eps`.
         inputs: Of "linear": gives the inputs (*lead, groups, J).
         spread: Of "linear", for a transposed convolution: values on the output as patches (*lead, groups, K) that
             each input sees.
-        factor: Of "channel": shaped like the site's `eps`, or None for ones.
+        factor: Of "scale": shaped like the tap's `eps`, or None for ones.
     """
 
     name: str
     index: Tensor
     scale: float
-    kind: Literal["linear", "channel", "gather"]
+    kind: Literal["linear", "scale", "embedding"]
     inputs: Callable[[], Tensor] | None = None
     spread: Callable[[Tensor], Tensor] | None = None
     factor: Tensor | None = None
 
 
 @dataclass
-class Tracked:
+class TracedTensor:
     """A tensor whose entries are `scale` times entries of one parameter, plus constants.
 
     Attributes:
@@ -53,7 +53,7 @@ class Tracked:
 
 
 @dataclass
-class Site:
+class Tap:
     """A place in the forward pass where a perturbation is added.
 
     Attributes:
@@ -64,7 +64,7 @@ class Site:
     """
 
     eps: Tensor
-    uses: list[Use]
+    uses: list[ParameterUse]
     unit_axis: int
     lead: int
 

@@ -1,4 +1,4 @@
-"""The torch functions that are linear in their parameters, and how a `Tracker` records them."""
+"""The torch functions that are linear in their parameters, and how a `Tracer` records them."""
 
 from __future__ import annotations
 
@@ -10,52 +10,52 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from geomtraj.layers.parameter_use import Tracked, Use
+from geomtraj.layers.parameter_use import ParameterUse, TracedTensor
 from geomtraj.layers.vjp_maps import patches
 
 if TYPE_CHECKING:
-    from geomtraj.layers.tracer import Tracker
+    from geomtraj.layers.tracer import Tracer
 
 
-def _linear(tracker: Tracker, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
-    x = tracker.plain(input)
+def _linear(tracer: Tracer, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
+    x = tracer.plain(input)
     if weight.dim() != 2:
         return NotImplemented
-    return tracker.linear(F.linear(x, weight, bias), x, tracker.of(weight), tracker.of(bias))
+    return tracer.linear(F.linear(x, weight, bias), x, tracer.of(weight), tracer.of(bias))
 
 
-def _matmul(tracker: Tracker, a: Tensor, b: Tensor) -> Any:
-    right, left = tracker.of(b), tracker.of(a)
+def _matmul(tracer: Tracer, a: Tensor, b: Tensor) -> Any:
+    right, left = tracer.of(b), tracer.of(a)
     if right is not None and b.dim() == 2 and a.dim() >= 2:
-        x = tracker.plain(a)
-        moved = Tracked(right.value, right.name, right.index.T, right.scale)
-        return tracker.linear(torch.matmul(x, b), x, moved, None)
+        x = tracer.plain(a)
+        moved = TracedTensor(right.value, right.name, right.index.T, right.scale)
+        return tracer.linear(torch.matmul(x, b), x, moved, None)
     if left is not None and a.dim() == 2 and b.dim() >= 2:
-        return tracker.linear(torch.matmul(a, b), b.transpose(-1, -2), left, None, axis=-2)
+        return tracer.linear(torch.matmul(a, b), b.transpose(-1, -2), left, None, axis=-2)
     return NotImplemented
 
 
-def _addmm(tracker: Tracker, input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Any:
-    weight, bias = tracker.of(mat2), tracker.of(input)
+def _addmm(tracer: Tracer, input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Any:
+    weight, bias = tracer.of(mat2), tracer.of(input)
     if alpha != 1 or beta != 1 or (bias is not None and input.shape != mat2.shape[1:]):
         return NotImplemented
-    x = tracker.plain(mat1)
-    moved = None if weight is None else Tracked(weight.value, weight.name, weight.index.T, weight.scale)
-    return tracker.linear(torch.addmm(input, x, mat2), x, moved, bias)
+    x = tracer.plain(mat1)
+    moved = None if weight is None else TracedTensor(weight.value, weight.name, weight.index.T, weight.scale)
+    return tracer.linear(torch.addmm(input, x, mat2), x, moved, bias)
 
 
 def _embedding(
-    tracker: Tracker, input: Tensor, weight: Tensor, padding_idx: int | None = None,
+    tracer: Tracer, input: Tensor, weight: Tensor, padding_idx: int | None = None,
     max_norm: float | None = None, norm_type: float = 2.0, scale_grad_by_freq: bool = False, sparse: bool = False,
 ) -> Any:  # fmt: skip
-    tracked = tracker.of(weight)
-    if tracked is None or max_norm is not None or scale_grad_by_freq:
+    traced = tracer.of(weight)
+    if traced is None or max_norm is not None or scale_grad_by_freq:
         return NotImplemented
-    index = tracked.index[input]
+    index = traced.index[input]
     if padding_idx is not None:
         padding = padding_idx % weight.shape[0]
         index = index.masked_fill((input == padding).reshape(*input.shape, *[1] * (weight.dim() - 1)), -1)
-    return tracker.track(F.embedding(input, weight, padding_idx), tracked.name, index, tracked.scale)
+    return tracer.trace(F.embedding(input, weight, padding_idx), traced.name, index, traced.scale)
 
 
 def _convolution(dims: int, transposed: bool) -> Callable[..., Any]:
@@ -64,22 +64,22 @@ def _convolution(dims: int, transposed: bool) -> Callable[..., Any]:
     def tuples(value: Any) -> tuple[int, ...]:
         return (value,) * dims if isinstance(value, int) else tuple(value) * (dims if len(value) == 1 else 1)
 
-    def record(tracker: Tracker, x: Tensor, weight: Tensor, bias: Tensor | None, output: Tensor, **how: Any) -> Any:
-        tracked, tracked_bias = tracker.of(weight), tracker.of(bias)
-        uses: list[Use] = []
-        if tracked is not None:
-            uses.append(_convolved(tracked, x, **how))
-        if tracked_bias is not None:
-            uses.append(Use(tracked_bias.name, tracked_bias.index, tracked_bias.scale, "channel"))
-        return tracker.add(output, uses, 1)
+    def record(tracer: Tracer, x: Tensor, weight: Tensor, bias: Tensor | None, output: Tensor, **how: Any) -> Any:
+        traced, traced_bias = tracer.of(weight), tracer.of(bias)
+        uses: list[ParameterUse] = []
+        if traced is not None:
+            uses.append(_convolved(traced, x, **how))
+        if traced_bias is not None:
+            uses.append(ParameterUse(traced_bias.name, traced_bias.index, traced_bias.scale, "scale"))
+        return tracer.add(output, uses, 1)
 
     def forward(
-        tracker: Tracker, input: Tensor, weight: Tensor, bias: Tensor | None = None,
+        tracer: Tracer, input: Tensor, weight: Tensor, bias: Tensor | None = None,
         stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1,
     ) -> Any:  # fmt: skip
         if input.dim() != dims + 2:
             return NotImplemented
-        x = tracker.plain(input)
+        x = tracer.plain(input)
         output = plain(x, weight, bias, stride, padding, dilation, groups)
         stride, dilation = tuples(stride), tuples(dilation)
         spans = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
@@ -88,31 +88,33 @@ def _convolution(dims: int, transposed: bool) -> Callable[..., Any]:
         else:
             sides = [(p, p) for p in tuples(0 if padding == "valid" else padding)]
         how = {"stride": stride, "dilation": dilation, "sides": sides, "groups": groups, "transposed": False}
-        return record(tracker, x, weight, bias, output, **how)
+        return record(tracer, x, weight, bias, output, **how)
 
     def backward(
-        tracker: Tracker, input: Tensor, weight: Tensor, bias: Tensor | None = None,
+        tracer: Tracer, input: Tensor, weight: Tensor, bias: Tensor | None = None,
         stride: Any = 1, padding: Any = 0, output_padding: Any = 0, groups: int = 1, dilation: Any = 1,
     ) -> Any:  # fmt: skip
         if input.dim() != dims + 2:
             return NotImplemented
-        x = tracker.plain(input)
+        x = tracer.plain(input)
         output = plain(x, weight, bias, stride, padding, output_padding, groups, dilation)
         sides = [(p, p) for p in tuples(padding)]
         stride, dilation = tuples(stride), tuples(dilation)
         how = {"stride": stride, "dilation": dilation, "sides": sides, "groups": groups, "transposed": True}
-        return record(tracker, x, weight, bias, output, **how)
+        return record(tracer, x, weight, bias, output, **how)
 
     return backward if transposed else forward
 
 
-def _convolved(weight: Tracked, x: Tensor, *, transposed: bool, groups: int, **how: Any) -> Use:
+def _convolved(weight: TracedTensor, x: Tensor, *, transposed: bool, groups: int, **how: Any) -> ParameterUse:
     """The use of a convolution's weight; in a transposed one the kernel slides over the output."""
     kernel = tuple(weight.index.shape[2:])
     if not transposed:
-        return Use(weight.name, weight.index, weight.scale, "linear", lambda: patches(x, kernel, groups, None, **how))
+        return ParameterUse(
+            weight.name, weight.index, weight.scale, "linear", lambda: patches(x, kernel, groups, None, **how)
+        )
     space = tuple(x.shape[2:])
-    return Use(
+    return ParameterUse(
         weight.name, weight.index, weight.scale, "linear",
         inputs=lambda: x.movedim(1, -1).unflatten(-1, (groups, -1)),
         spread=lambda v: patches(v, kernel, groups, space, **how),
@@ -120,7 +122,7 @@ def _convolved(weight: Tracked, x: Tensor, *, transposed: bool, groups: int, **h
 
 
 def _affine(
-    tracker: Tracker, normalised: Tensor, weight: Tensor | None, bias: Tensor | None, channel_axis: int | None
+    tracer: Tracer, normalised: Tensor, weight: Tensor | None, bias: Tensor | None, channel_axis: int | None
 ) -> Tensor:
     """Weight and bias applied to what a norm gives, on one axis or (None) on the trailing axes."""
     output = normalised
@@ -128,51 +130,51 @@ def _affine(
         if p is not None:
             shaped = p if channel_axis is None else p.reshape(-1, *[1] * (normalised.dim() - 2))
             output = operation(output, shaped)
-    uses: list[Use] = []
+    uses: list[ParameterUse] = []
     lead = normalised.dim() - 1
     for p, factor in ((weight, normalised), (bias, None)):
-        tracked = tracker.of(p)
-        if tracked is not None:
-            lead = normalised.dim() - tracked.index.dim()
-            uses.append(Use(tracked.name, tracked.index, tracked.scale, "channel", factor=factor))
-    return tracker.add(output, uses, -1 if channel_axis is None else channel_axis, lead)
+        traced = tracer.of(p)
+        if traced is not None:
+            lead = normalised.dim() - traced.index.dim()
+            uses.append(ParameterUse(traced.name, traced.index, traced.scale, "scale", factor=factor))
+    return tracer.add(output, uses, -1 if channel_axis is None else channel_axis, lead)
 
 
 def _layer_norm(
-    tracker: Tracker, input: Tensor, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5
+    tracer: Tracer, input: Tensor, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5
 ) -> Any:
-    x = tracker.plain(input)
-    return _affine(tracker, F.layer_norm(x, normalized_shape, None, None, eps), weight, bias, None)
+    x = tracer.plain(input)
+    return _affine(tracer, F.layer_norm(x, normalized_shape, None, None, eps), weight, bias, None)
 
 
-def _rms_norm(tracker: Tracker, input: Tensor, normalized_shape: Any, weight: Any = None, eps: Any = None) -> Any:
-    x = tracker.plain(input)
-    return _affine(tracker, F.rms_norm(x, normalized_shape, None, eps), weight, None, None)
+def _rms_norm(tracer: Tracer, input: Tensor, normalized_shape: Any, weight: Any = None, eps: Any = None) -> Any:
+    x = tracer.plain(input)
+    return _affine(tracer, F.rms_norm(x, normalized_shape, None, eps), weight, None, None)
 
 
 def _group_norm(
-    tracker: Tracker, input: Tensor, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5
+    tracer: Tracer, input: Tensor, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5
 ) -> Any:
-    x = tracker.plain(input)
-    return _affine(tracker, F.group_norm(x, num_groups, None, None, eps), weight, bias, 1)
+    x = tracer.plain(input)
+    return _affine(tracer, F.group_norm(x, num_groups, None, None, eps), weight, bias, 1)
 
 
 def _batch_norm(
-    tracker: Tracker, input: Tensor, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None,
+    tracer: Tracer, input: Tensor, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None,
     training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
 ) -> Any:  # fmt: skip
-    x = tracker.plain(input)
+    x = tracer.plain(input)
     normalised = F.batch_norm(x, running_mean, running_var, None, None, training, momentum, eps)
-    return _affine(tracker, normalised, weight, bias, 1)
+    return _affine(tracer, normalised, weight, bias, 1)
 
 
 def _instance_norm(
-    tracker: Tracker, input: Tensor, running_mean: Any = None, running_var: Any = None, weight: Any = None,
+    tracer: Tracer, input: Tensor, running_mean: Any = None, running_var: Any = None, weight: Any = None,
     bias: Any = None, use_input_stats: bool = True, momentum: float = 0.1, eps: float = 1e-5,
 ) -> Any:  # fmt: skip
-    x = tracker.plain(input)
+    x = tracer.plain(input)
     normalised = F.instance_norm(x, running_mean, running_var, None, None, use_input_stats, momentum, eps)
-    return _affine(tracker, normalised, weight, bias, 1)
+    return _affine(tracer, normalised, weight, bias, 1)
 
 
 T = Tensor

@@ -1,7 +1,7 @@
 """Finding every use that a forward pass makes of its parameters, and adding a perturbation to each.
 
-A `TorchFunctionMode` sees every torch function that is called with a tracked tensor: a parameter, or a part or
-rearrangement of one. It knows the functions that are linear in their parameters; any other function gets the tracked
+A `TorchFunctionMode` sees every torch function that is called with a traced tensor: a parameter, or a part or
+rearrangement of one. It knows the functions that are linear in their parameters; any other function gets the traced
 tensor plus a perturbation of its own, which is right whatever the function does. So modules, functional calls and bare
 parameters are all treated alike.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from geomtraj.layers.parameter_use import Site, Tracked, Use
+from geomtraj.layers.parameter_use import ParameterUse, Tap, TracedTensor
 from geomtraj.layers.rules import (
     ELEMENTWISE,
     HANDLERS,
@@ -28,8 +28,8 @@ from geomtraj.layers.rules import (
 )
 
 
-class Tracker(TorchFunctionMode):
-    """Records in `sites` the uses of the given parameters while it is active.
+class Tracer(TorchFunctionMode):
+    """Records in `taps` the uses of the given parameters while it is active.
 
     Args:
         parameters: Name -> tensor, the very objects that the forward pass will use.
@@ -37,19 +37,19 @@ class Tracker(TorchFunctionMode):
 
     def __init__(self, parameters: Mapping[str, Tensor]):
         super().__init__()
-        self.sites: list[Site] = []
-        self._tracked: dict[int, Tracked] = {}
+        self.taps: list[Tap] = []
+        self._traced: dict[int, TracedTensor] = {}
         for name, p in parameters.items():
-            self.track(p, name, torch.arange(p.numel(), device=p.device).reshape(p.shape))
+            self.trace(p, name, torch.arange(p.numel(), device=p.device).reshape(p.shape))
 
-    def track(self, value: Tensor, name: str, index: Tensor, scale: float = 1.0) -> Tensor:
-        """The value itself, from now on known to hold entries of a parameter; arguments as in `Tracked`."""
-        self._tracked[id(value)] = Tracked(value, name, index, scale)
+    def trace(self, value: Tensor, name: str, index: Tensor, scale: float = 1.0) -> Tensor:
+        """The value itself, from now on known to hold entries of a parameter; arguments as in `TracedTensor`."""
+        self._traced[id(value)] = TracedTensor(value, name, index, scale)
         return value
 
-    def of(self, item: Any) -> Tracked | None:
-        """What is tracked under this object, if anything is."""
-        return self._tracked.get(id(item)) if isinstance(item, Tensor) else None
+    def of(self, item: Any) -> TracedTensor | None:
+        """What is traced under this object, if anything is."""
+        return self._traced.get(id(item)) if isinstance(item, Tensor) else None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -73,38 +73,40 @@ class Tracker(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def plain(self, item: Any) -> Any:
-        """The item for a function that is not known: a tracked tensor gets a perturbation of its own."""
-        tracked = self.of(item)
-        return item if tracked is None else self._perturbed(tracked)
+        """The item for a function that is not known: a traced tensor gets a perturbation of its own."""
+        traced = self.of(item)
+        return item if traced is None else self._perturbed(traced)
 
-    def add(self, output: Tensor, uses: list[Use], unit_axis: int = -1, lead: int | None = None) -> Tensor:
-        """The output plus a new perturbation; `unit_axis` and `lead` as in `Site`."""
+    def add(self, output: Tensor, uses: list[ParameterUse], unit_axis: int = -1, lead: int | None = None) -> Tensor:
+        """The output plus a new perturbation; `unit_axis` and `lead` as in `Tap`."""
         eps = torch.zeros_like(output, memory_format=torch.contiguous_format, requires_grad=True)
-        site = Site(eps, uses, unit_axis, output.dim() - 1 if lead is None else lead)
-        self.sites.append(site)
-        return output + site.eps
+        tap = Tap(eps, uses, unit_axis, output.dim() - 1 if lead is None else lead)
+        self.taps.append(tap)
+        return output + tap.eps
 
-    def linear(self, output: Tensor, x: Tensor, weight: Tracked | None, bias: Tracked | None, axis: int = -1) -> Tensor:
+    def linear(
+        self, output: Tensor, x: Tensor, weight: TracedTensor | None, bias: TracedTensor | None, axis: int = -1
+    ) -> Tensor:
         """The output of a linear map of x (..., in) with weight index (out, in), perturbed; units on `axis`."""
-        uses: list[Use] = []
+        uses: list[ParameterUse] = []
         if weight is not None:
             inputs = x.unsqueeze(-2)
-            uses.append(Use(weight.name, weight.index, weight.scale, "linear", lambda: inputs))
+            uses.append(ParameterUse(weight.name, weight.index, weight.scale, "linear", lambda: inputs))
         if bias is not None:
-            uses.append(Use(bias.name, bias.index, bias.scale, "channel"))
+            uses.append(ParameterUse(bias.name, bias.index, bias.scale, "scale"))
         return self.add(output, uses, axis)
 
-    def _perturbed(self, tracked: Tracked) -> Tensor:
-        lead = tracked.value.dim()
-        return self.add(tracked.value, [Use(tracked.name, tracked.index, tracked.scale, "gather")], lead=lead)
+    def _perturbed(self, traced: TracedTensor) -> Tensor:
+        lead = traced.value.dim()
+        return self.add(traced.value, [ParameterUse(traced.name, traced.index, traced.scale, "embedding")], lead=lead)
 
-    def _rearranged(self, func: Any, tracked: Tracked, args: Any, kwargs: Any) -> Any:
+    def _rearranged(self, func: Any, traced: TracedTensor, args: Any, kwargs: Any) -> Any:
         result = func(*args, **kwargs)
-        index = func(tracked.index, *args[1:], **kwargs)
+        index = func(traced.index, *args[1:], **kwargs)
         if isinstance(result, Tensor):
-            return self.track(result, tracked.name, index, tracked.scale)
+            return self.trace(result, traced.name, index, traced.scale)
         for part, part_index in zip(result, index, strict=True):
-            self.track(part, tracked.name, part_index, tracked.scale)
+            self.trace(part, traced.name, part_index, traced.scale)
         return result
 
     def _elementwise(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -116,26 +118,26 @@ class Tracker(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _with_number(self, func: Any, args: Any, kwargs: Any) -> Any:
-        tracked = self.of(args[0]) or self.of(args[1])
+        traced = self.of(args[0]) or self.of(args[1])
         numbers = [a for a in args if not isinstance(a, Tensor)]
         plain = len(args) == 2 and not kwargs and len(numbers) == 1 and isinstance(numbers[0], (int, float))
         change = SCALES.get(func) if plain else None
-        if tracked is None or change is None:
+        if traced is None or change is None:
             args, kwargs = _map_tensors((args, kwargs), self.plain)
             return func(*args, **kwargs)
-        return self.track(func(*args), tracked.name, tracked.index, tracked.scale * change(numbers[0]))
+        return self.trace(func(*args), traced.name, traced.index, traced.scale * change(numbers[0]))
 
     def _broadcast(self, item: Any, shape: torch.Size) -> Any:
-        tracked = self.of(item)
-        if tracked is None:
+        traced = self.of(item)
+        if traced is None:
             return item
-        value, index = tracked.value.expand(shape), tracked.index
+        value, index = traced.value.expand(shape), traced.index
         while index.dim() > 1 and index.shape[0] == 1 and len(shape) >= index.dim():
             index = index[0]
         if shape[len(shape) - index.dim() :] == index.shape and len(shape) > index.dim() > 0:
-            uses: list[Use] = [Use(tracked.name, index, tracked.scale, "channel")]
+            uses: list[ParameterUse] = [ParameterUse(traced.name, index, traced.scale, "scale")]
             return self.add(value, uses, lead=len(shape) - index.dim())
-        return self._perturbed(Tracked(value, tracked.name, tracked.index.expand(shape), tracked.scale))
+        return self._perturbed(TracedTensor(value, traced.name, traced.index.expand(shape), traced.scale))
 
 
 def _opened(func: Any) -> Any:

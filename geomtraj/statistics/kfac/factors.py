@@ -9,15 +9,15 @@ from torch import Tensor
 
 from geomtraj.isolation import without_checkpoints
 from geomtraj.layers.batches import refuse_batch_statistics, sound_graphs
-from geomtraj.layers.graph import SitedGraph
+from geomtraj.layers.graph import LossGraph
 from geomtraj.layers.output_hessian import close
-from geomtraj.layers.parameter_use import Use
+from geomtraj.layers.parameter_use import ParameterUse
 from geomtraj.problem import Problem
 from geomtraj.seeding import generator, rademacher
 
 
 @dataclass
-class Part:
+class WeightFactors:
     """One way in which a weight, or a part of it, multiplies what comes in.
 
     Attributes:
@@ -25,8 +25,8 @@ class Part:
             which is a map whose inputs are one-hot, so that the inputs' second moments are the rows' frequencies.
         index: Place in the flattened parameter of each entry, (groups, outputs, inputs).
         inputs: Weighted sum over positions of the squared inputs, (groups, inputs).
-        positions: Sum of those weights.
-        gradients: Sum over positions of the squared gradients of the outputs for each random vector,
+        positions: MeanVariance of those weights.
+        gradients: MeanVariance over positions of the squared gradients of the outputs for each random vector,
             (S, groups, outputs).
         probability: Weighted sum of the predicted probability of each output, (outputs,), where the outputs are the
             model's own and go through a softmax.
@@ -39,7 +39,7 @@ class Part:
     gradients: Tensor
     probability: Tensor | None = None
 
-    def add(self, other: Part) -> None:
+    def add(self, other: WeightFactors) -> None:
         """Add the sums over other positions."""
         self.inputs = self.inputs + other.inputs
         self.positions = self.positions + other.positions
@@ -54,7 +54,7 @@ class Part:
 
 
 @dataclass
-class Moments:
+class KfacFactors:
     """The parts of every weight matrix, and what is not among them.
 
     Attributes:
@@ -63,7 +63,7 @@ class Moments:
         fallback: Whether the gradients are those of the losses themselves, for want of a known curvature.
     """
 
-    parts: dict[str, list[Part]] = field(default_factory=dict)
+    parts: dict[str, list[WeightFactors]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     fallback: bool = False
 
@@ -77,7 +77,7 @@ class Moments:
         return total
 
 
-def unit_moments(problem: Problem, theta: Tensor, samples: int, seed: int) -> Moments:
+def kfac_factors(problem: Problem, theta: Tensor, samples: int, seed: int) -> KfacFactors:
     """Second moments around every weight matrix that multiplies or is looked up, over the problem's batches.
 
     The gradients are those of <F xi, output> for random signs xi, F a factor of the loss's curvature by the output, so
@@ -94,7 +94,7 @@ def unit_moments(problem: Problem, theta: Tensor, samples: int, seed: int) -> Mo
     Raises:
         InputError: Examples depend on each other.
     """
-    together = Moments()
+    together = KfacFactors()
     for own in problem.on_ranks(lambda: _own_moments(problem, theta, samples, seed)):
         for name, parts in own.parts.items():
             for part in parts:
@@ -106,11 +106,11 @@ def unit_moments(problem: Problem, theta: Tensor, samples: int, seed: int) -> Mo
     return together
 
 
-def _own_moments(problem: Problem, theta: Tensor, samples: int, seed: int) -> Moments:
+def _own_moments(problem: Problem, theta: Tensor, samples: int, seed: int) -> KfacFactors:
     """Those of this process's batches."""
     refuse_batch_statistics(problem)
     parameters = problem.layout.unflatten(theta)
-    found, elsewhere = Moments(), dict[str, str]()
+    found, elsewhere = KfacFactors(), dict[str, str]()
     rng = generator(seed, f"unit moments of process {problem.rank}")
     with problem.session(), without_checkpoints():
         for batch, graph, _ in sound_graphs(problem, parameters, elsewhere):
@@ -125,28 +125,28 @@ def _own_moments(problem: Problem, theta: Tensor, samples: int, seed: int) -> Mo
 
 
 def _add_batch(
-    graph: SitedGraph, parameters: dict[str, Tensor], importance: Tensor, samples: int, rng: torch.Generator,
-    found: Moments,
+    graph: LossGraph, parameters: dict[str, Tensor], importance: Tensor, samples: int, rng: torch.Generator,
+    found: KfacFactors,
 ) -> None:  # fmt: skip
-    numbers = [n for n, site in enumerate(graph.sites) if any(parameters[u.name].dim() > 1 for u in site.uses)]
+    numbers = [n for n, tap in enumerate(graph.taps) if any(parameters[u.name].dim() > 1 for u in tap.uses)]
     if not numbers:
         return
     gradients: list[list[Tensor]] = []
     output = None
-    if graph.factor is None:
+    if graph.output_hessian is None:
         found.fallback = True
         gradients.append([graph.gradient(n) for n in numbers])
     else:
         for _ in range(samples):
-            like = graph.sites[0].eps
+            like = graph.taps[0].eps
             xi = rademacher((graph.examples, *graph.output_shape), rng, like)
-            gradients.append(graph.factor_gradients(numbers, xi)[0])
-        if graph.factor.softmax_axis is not None:
-            output = graph.factor.times(xi).movedim(graph.factor.softmax_axis, -1)
+            gradients.append(graph.root_vjps(numbers, xi)[0])
+        if graph.output_hessian.softmax_axis is not None:
+            output = graph.output_hessian.times(xi).movedim(graph.output_hessian.softmax_axis, -1)
             output = output.reshape(graph.examples, -1, output.shape[-1])
     for place, n in enumerate(numbers):
         g = torch.stack([one[place] for one in gradients]).double()  # (S, B, T, U)
-        for use in graph.sites[n].uses:
+        for use in graph.taps[n].uses:
             weight = parameters[use.name]
             if weight.dim() < 2:
                 continue
@@ -159,7 +159,9 @@ def _add_batch(
             _merge(found.parts.setdefault(use.name, []), part)
 
 
-def _part(graph: SitedGraph, n: int, use: Use, weight: Tensor, g: Tensor, importance: Tensor) -> Part | None:
+def _part(
+    graph: LossGraph, n: int, use: ParameterUse, weight: Tensor, g: Tensor, importance: Tensor
+) -> WeightFactors | None:
     axis, scale = graph.axes[n], use.scale**2
     if use.kind == "linear" and use.spread is None:
         assert use.inputs is not None
@@ -168,10 +170,10 @@ def _part(graph: SitedGraph, n: int, use: Use, weight: Tensor, g: Tensor, import
         inputs = torch.einsum("bt,btgj->gj", shares, x.square()) * scale
         sums = g.square().sum((1, 2)).unflatten(-1, (x.shape[2], -1))
         index = use.index.reshape(*sums.shape[1:], x.shape[3])
-        return Part("map", index, inputs, shares.sum(), sums)
-    if use.kind == "gather" and weight.dim() == 2:
+        return WeightFactors("map", index, inputs, shares.sum(), sums)
+    if use.kind == "embedding" and weight.dim() == 2:
         rows, width = weight.shape
-        places = axis.positions(graph.sites[n].moved(use.index))
+        places = axis.positions(graph.taps[n].moved(use.index))
         if places[0].numel() % width:
             return None
         places = places.reshape(len(places), -1, width)
@@ -184,7 +186,7 @@ def _part(graph: SitedGraph, n: int, use: Use, weight: Tensor, g: Tensor, import
         shares = _shares(g, importance)
         inputs = shares.new_zeros(rows).index_add_(0, row.clamp_min(0).flatten(), shares.flatten()) * scale
         index = torch.arange(rows * width, device=row.device).reshape(rows, width).T
-        return Part("table", index[None], inputs[None], shares.sum(), g.square().sum((1, 2)).unsqueeze(1))
+        return WeightFactors("table", index[None], inputs[None], shares.sum(), g.square().sum((1, 2)).unsqueeze(1))
     return None
 
 
@@ -195,17 +197,24 @@ def _shares(g: Tensor, importance: Tensor) -> Tensor:
 
 
 def _is_output(gradient: Tensor, output: Tensor) -> bool:
-    """Whether a site's values are the model's output: then the gradient is what was put in there."""
+    """Whether a tap's values are the model's output: then the gradient is what was put in there."""
     return gradient.shape == output.shape and close(gradient, output)
 
 
-def _probability(graph: SitedGraph) -> Tensor:
+def _probability(graph: LossGraph) -> Tensor:
     """Weighted sum of the predicted probabilities (U,)."""
-    assert graph.factor is not None and graph.factor.softmax_axis is not None
-    return graph.factor.root.detach().double().square().movedim(graph.factor.softmax_axis, -1).flatten(0, -2).sum(0)
+    assert graph.output_hessian is not None and graph.output_hessian.softmax_axis is not None
+    return (
+        graph.output_hessian.root.detach()
+        .double()
+        .square()
+        .movedim(graph.output_hessian.softmax_axis, -1)
+        .flatten(0, -2)
+        .sum(0)
+    )
 
 
-def _merge(parts: list[Part], new: Part) -> None:
+def _merge(parts: list[WeightFactors], new: WeightFactors) -> None:
     for part in parts:
         if part.kind == new.kind and torch.equal(part.index, new.index):
             part.add(new)
