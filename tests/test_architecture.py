@@ -60,7 +60,7 @@ APART = {
 
 
 # Modules that a function of the same name hides from `import geomtraj.a.b as x`; the list only falls.
-HIDDEN = {"geomtraj.diagonal", "geomtraj.linalg.spectrum", "geomtraj.linalg.trace", "geomtraj.statistics.r_med"}
+HIDDEN = {"geomtraj.linalg.spectrum", "geomtraj.linalg.trace", "geomtraj.statistics.r_med"}
 
 
 def imported(path):
