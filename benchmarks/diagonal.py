@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import geomtraj as gt
-from geomtraj.diagonal import entries
+from geomtraj.diagonals import entries
 
 TARGET_ERRORS = (0.3, 0.1)
 

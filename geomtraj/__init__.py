@@ -3,7 +3,7 @@
 from geomtraj._version import __version__
 from geomtraj.comparing import Table, contrast
 from geomtraj.curvature import eigsh, spectral_density, spectrum, trace
-from geomtraj.diagonal import Diagonal, diagonal
+from geomtraj.diagonals import Diagonal, diagonal
 from geomtraj.distributed import shard
 from geomtraj.errors import ComputationError, GeomtrajError, GeomtrajWarning, InputError, TrajectoryError
 from geomtraj.linalg import Eigenpairs, Estimate, SpectralDensity, Spectrum

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from geomtraj._version import __version__
-from geomtraj.diagonal import diagonal
+from geomtraj.diagonals import diagonal
 from geomtraj.errors import InputError
 from geomtraj.linalg import eigsh
 from geomtraj.memory import available_bytes

@@ -19,6 +19,7 @@ FLOORS = [
         "errors",
         "failures",
         "graphs",
+        "hashed_signs",
         "layout",
         "memory",
         "seeding",
@@ -38,7 +39,8 @@ FLOORS = [
     {"operators"},
     {"linalg"},
     {"curvature"},
-    {"diagonal"},
+    {"layers"},
+    {"diagonals"},
     {"statistics"},
     {"trajectory"},
     {"tasks"},
@@ -51,11 +53,14 @@ FLOORS = [
     {"__main__"},
 ]
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
-APART = {"trajectory": {"problem", "operators", "linalg", "diagonal", "statistics"}, "measuring": {"tasks", "training"}}
+APART = {
+    "trajectory": {"problem", "operators", "linalg", "layers", "diagonals", "statistics"},
+    "measuring": {"tasks", "training"},
+}
 
 
 # Modules that a function of the same name hides from `import geomtraj.a.b as x`; the list only falls.
-HIDDEN = {"geomtraj.diagonal", "geomtraj.linalg.spectrum", "geomtraj.linalg.trace", "geomtraj.statistics.r_med"}
+HIDDEN = {"geomtraj.linalg.spectrum", "geomtraj.linalg.trace", "geomtraj.statistics.r_med"}
 
 
 def imported(path):

@@ -12,10 +12,10 @@ from scipy import stats
 from torch import Tensor
 
 from geomtraj.blocks import Block
-from geomtraj.diagonal.sites.moments import Moments, Part, unit_moments
 from geomtraj.layout import Layout
 from geomtraj.linalg.chunks import at_least
 from geomtraj.statistics.base import Outcome, Point, Quantity, Statistic
+from geomtraj.statistics.kfac.factors import KfacFactors, WeightFactors, kfac_factors
 from geomtraj.statistics.uniformity import max_over_median
 
 
@@ -29,7 +29,7 @@ def near_dead(moments: Tensor, share: float) -> Tensor:
 class Units(Statistic):
     """R_med of K-FAC's diagonal, E[x_j^2] E[g_i^2], for each block of a weight matrix; its factors are details.
 
-    x is what comes in, g the gradient by what comes out (see `unit_moments`). Details by block: "input" and
+    x is what comes in, g the gradient by what comes out (see `kfac_factors`). Details by block: "input" and
     "output", max over median of the two moments, whose product is the value up to the median of a product ("combined" =
     value / (input * output)); "dead_inputs" and "dead_outputs", fractions of units with a second moment of at most
     `dead` times the median of those that are not 0, on the input side of their activation, on the output side of the
@@ -53,7 +53,7 @@ class Units(Statistic):
     def measure(self, point: Point) -> Outcome:
         """One quantity for each weight matrix."""
         at_least("samples", self.samples, 2)
-        moments = unit_moments(point.problem, point.theta, self.samples, self.seed)
+        moments = kfac_factors(point.problem, point.theta, self.samples, self.seed)
         quantities, details = {}, {}
         remarks = [f"{name} is left out: {why}" for name, why in moments.left_out.items()]
         for name, block in point.problem.blocks.items():
@@ -69,7 +69,7 @@ class Units(Statistic):
         return Outcome(quantities, details, "; ".join(remarks) or "ok")
 
 
-def _described(moments: Moments, block: Block, layout: Layout, share: float) -> tuple[Quantity, dict[str, Any]]:
+def _described(moments: KfacFactors, block: Block, layout: Layout, share: float) -> tuple[Quantity, dict[str, Any]]:
     own = layout.subset(block.parameters)
     block = block.within(own)
     each = block.take(torch.cat([moments.diagonal(name, slot.size) for name, slot in own.items()], 1))
@@ -85,7 +85,7 @@ def _described(moments: Moments, block: Block, layout: Layout, share: float) -> 
     return quantity, details
 
 
-def _within(part: Part, places: Tensor, size: int) -> Part | None:
+def _within(part: WeightFactors, places: Tensor, size: int) -> WeightFactors | None:
     """The inputs and outputs of some entries of a matrix or table; None where these are no rows and columns of it."""
     chosen = torch.zeros(size, dtype=torch.bool, device=part.index.device)
     chosen[places.to(chosen.device)] = True
@@ -95,7 +95,7 @@ def _within(part: Part, places: Tensor, size: int) -> Part | None:
     rows, columns = inside[0].any(1), inside[0].any(0)
     if not torch.equal(inside[0], rows[:, None] & columns):
         return None
-    return Part(
+    return WeightFactors(
         part.kind,
         part.index[:, rows][:, :, columns],
         part.inputs[:, columns],
@@ -105,7 +105,7 @@ def _within(part: Part, places: Tensor, size: int) -> Part | None:
     )
 
 
-def _sides(part: Part, value: float, share: float) -> dict[str, float]:
+def _sides(part: WeightFactors, value: float, share: float) -> dict[str, float]:
     x, g = part.moments, part.gradients.mean(0)  # (groups, inputs), (groups, outputs)
     idle, dead = near_dead(x, share), near_dead(g, share)
     entries = (g.unsqueeze(-1) * x.unsqueeze(-2))[~(dead.unsqueeze(-1) | idle.unsqueeze(-2))]

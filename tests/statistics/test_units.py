@@ -8,9 +8,9 @@ from torch.nn import functional as F
 
 import geomtraj as gt
 from geomtraj import tasks
-from geomtraj.diagonal.sites.moments import unit_moments
 from geomtraj.errors import InputError
 from geomtraj.statistics import Point, Units
+from geomtraj.statistics.kfac.factors import kfac_factors
 from geomtraj.statistics.uniformity import max_over_median
 from geomtraj.statistics.units import near_dead
 from geomtraj.tasks.two_layer_linear import closed_form_r_med
@@ -55,7 +55,7 @@ def test_moments_of_a_weighted_mlp_in_ragged_batches_against_jacobians():
         return F.cross_entropy(m(batch[0]), batch[1], reduction="none"), batch[2]
 
     problem = gt.Problem(model, loss, split([7, 2, 1], x, y, w))
-    found = unit_moments(problem, problem.theta(), 4000, 0)
+    found = kfac_factors(problem, problem.theta(), 4000, 0)
     with torch.no_grad():
         inputs, gradients, probability = hand_moments(model, x, y, w)
     for k, name in enumerate(("0.weight", "2.weight")):
@@ -91,7 +91,7 @@ def test_frequencies_count_tokens_that_are_not_padding():
     mask = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 0, 0]]).bool()
     batch = {"tokens": tokens, "next": tokens.roll(1, 1), "mask": mask}
     batches = [{k: v[:2] for k, v in batch.items()}, {k: v[2:] for k, v in batch.items()}]
-    found = unit_moments(gt.Problem(model, masked, batches), gt.Problem(model, masked, batches).theta(), 3, 0)
+    found = kfac_factors(gt.Problem(model, masked, batches), gt.Problem(model, masked, batches).theta(), 3, 0)
     (table,), (head,) = found.parts["embedding.weight"], found.parts["head.weight"]
     torch.testing.assert_close(table.moments[0], torch.tensor([3, 2, 1, 1, 0]).double() / 7)
     with torch.no_grad():
@@ -115,7 +115,7 @@ def test_rows_that_no_token_looks_up_have_no_curvature():
     slot = problem.layout["embedding.weight"]
     diagonal = exact.values[slot.slice].reshape(5, 3)
     assert (diagonal[3:] == 0).all() and (diagonal[:3] != 0).all()
-    moments = unit_moments(problem, problem.theta(), 4, 0)
+    moments = kfac_factors(problem, problem.theta(), 4, 0)
     factorised = moments.diagonal("embedding.weight", 15).reshape(4, 5, 3)
     assert (factorised[:, 3:] == 0).all() and (factorised[:, :3] > 0).all()
 
@@ -126,7 +126,7 @@ def test_the_factorised_diagonal_of_a_convolution_has_the_weights_places(groups)
     model = nn.Sequential(nn.Conv2d(2, 4, 2, groups=groups, bias=False), nn.Flatten(), nn.Linear(4, 1)).double()
     x = torch.randn(1, 2, 2, 2).double()
     problem = gt.Problem(model, lambda m, x: m(x).square(), [x])
-    moments = unit_moments(problem, problem.theta(), 2, 0)
+    moments = kfac_factors(problem, problem.theta(), 2, 0)
     exact = gt.diagonal(problem, "exact")
     size = model[0].weight.numel()
     # One example and one position: nothing to average, so that the product of the two moments is exact.
@@ -203,7 +203,7 @@ def test_parts_of_a_matrix_are_rows_and_columns_of_its_moments():
         "both": gt.join("*weight[q]", "*weight[k]"),
     }
     problem = gt.Problem(problem.model, problem._loss, batches, blocks=split)
-    found, moments = measured(problem, samples=4), unit_moments(problem, problem.theta(), 4, 0)
+    found, moments = measured(problem, samples=4), kfac_factors(problem, problem.theta(), 4, 0)
     (part,), (out,) = moments.parts["qkv.weight"], moments.parts["out.weight"]
     assert part.index.shape == (1, 12, 4)
     g, x = part.gradients.mean(0)[0], part.moments[0]

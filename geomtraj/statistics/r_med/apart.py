@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from geomtraj.blocks import Blocks
-from geomtraj.diagonal import Diagonal
-from geomtraj.diagonal.exact import entries as exact_entries
-from geomtraj.diagonal.gauss_newton import gauss_newton, no_split
-from geomtraj.diagonal.residual import Residual
+from geomtraj.diagonals import Diagonal
+from geomtraj.diagonals.exact import entries as exact_entries
+from geomtraj.diagonals.gauss_newton import gauss_newton, no_split
+from geomtraj.diagonals.residual import Residual
 from geomtraj.operators import Hessian, SymmetricOperator, check_derivatives, with_remark
 from geomtraj.problem import Problem
 from geomtraj.statistics.base import WAY

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from geomtraj.blocks import Blocks
-from geomtraj.diagonal import EXACT_UP_TO, Diagonal, diagonal
-from geomtraj.diagonal.exact import entries as exact_entries
-from geomtraj.diagonal.gauss_newton import NoSplit, gauss_newton
+from geomtraj.diagonals import EXACT_UP_TO, Diagonal, diagonal
+from geomtraj.diagonals.exact import entries as exact_entries
+from geomtraj.diagonals.gauss_newton import NoSplit, gauss_newton
 from geomtraj.errors import ExamplesInteract, InputError
 from geomtraj.failures import in_one_sentence
 from geomtraj.isolation import in_plain_torch

@@ -6,7 +6,7 @@ import torch
 from models import CASES
 
 import geomtraj as gt
-from geomtraj.diagonal import Cost, Diagonal
+from geomtraj.diagonals import Cost, Diagonal
 from geomtraj.errors import InputError
 from geomtraj.layout import Layout
 from geomtraj.statistics import Point

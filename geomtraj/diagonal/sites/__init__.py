@@ -1,1 +1,0 @@
-"""Where parameters enter a forward pass, and the derivatives of the loss by perturbations there."""

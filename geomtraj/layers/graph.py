@@ -1,0 +1,235 @@
+"""One batch's loss as a function of perturbations at every tap, with the checks that make probing it sound."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from geomtraj.hashed_signs import key_of, signs
+from geomtraj.layers.output_hessian import OutputHessian, OutputRecorder, close, split_at_output
+from geomtraj.layers.parameter_use import ExampleAxis, Tap, candidate_axes
+from geomtraj.layers.tracer import Tracer
+from geomtraj.layers.vjp_maps import VjpMap, data_of, vjp_map
+from geomtraj.problem import Problem
+
+
+class LossGraph:
+    """The gradient of one batch's loss sum by the perturbations at its taps, ready to be differentiated again.
+
+    Args:
+        problem: The loss; its `session()` must be active.
+        parameters: Every selected parameter.
+        names: Those to be traced.
+        batch: One batch.
+
+    Attributes:
+        examples: Number B of examples.
+        taps: Taps that the loss reaches.
+        axes: Where each tap holds its examples.
+        failed: TracedTensor parameters some of whose uses are not accounted for; then nothing else may be used.
+        products: Derivatives taken so far beyond the gradient, each along one vector.
+        factor: Factor of the loss's curvature by the model's output, if there is one output and a known factor.
+    """
+
+    def __init__(self, problem: Problem, parameters: Mapping[str, Tensor], names: Collection[str], batch: Any):
+        traced = {name: parameters[name].detach().requires_grad_() for name in names}
+        tracer = Tracer(traced)
+        with OutputRecorder(problem.model) as recorder, tracer:
+            losses, weights = problem.losses({**parameters, **traced}, batch)
+        self.examples = losses.shape[0]
+        self.products = 0
+        self.failed: set[str] = set()
+        self.taps: list[Tap] = []
+        self.axes: list[ExampleAxis] = []
+        self.output_hessian: OutputHessian | None = None
+        self._gradients: list[Tensor] = []
+        self._residuals: list[Tensor] = []
+        self._sizes = {name: p.numel() for name, p in traced.items()}
+        values = losses if weights is None else losses * weights
+        values = values.flatten(1).sum(1) if values.dim() > 1 else values
+        if values.requires_grad and self.examples and traced:
+            self._differentiate(values, tracer.taps, traced)
+            if not self.failed and self.taps:
+                self._split(values, recorder.outputs)
+
+    def _differentiate(self, values: Tensor, taps: list[Tap], traced: dict[str, Tensor]) -> None:
+        epses = [tap.eps for tap in taps]
+        options: dict[str, Any] = {"allow_unused": True}
+        mixture = _mixture(values)
+        mixed = torch.autograd.grad(values, [*epses, *traced.values()], mixture, retain_graph=True, **options)
+        sums = {name: p.new_zeros(p.numel() + 1) for name, p in traced.items()}
+        plain = torch.autograd.grad(values.sum(), epses, create_graph=True, **options) if epses else ()
+        for tap, one, other in zip(taps, plain, mixed, strict=False):
+            if one is None or other is None:
+                continue
+            axis = _example_axis(tap, one.detach(), other, mixture)
+            if axis is None:
+                self.failed |= {use.name for use in tap.uses}
+                continue
+            v = axis.positions(tap.moved(other))
+            for use in tap.uses:
+                sums[use.name] += self._map(use, tap, axis).summed(v)
+            self.taps.append(tap)
+            self.axes.append(axis)
+            self._gradients.append(one)
+        for (name, total), true in zip(sums.items(), mixed[len(taps) :], strict=True):
+            expected = torch.zeros_like(total[:-1]) if true is None else true.flatten()
+            if not close(total[:-1], expected):
+                self.failed.add(name)
+
+    def _split(self, values: Tensor, outputs: list[Tensor]) -> None:
+        """Find the one output through which every tap reaches the loss, and how the loss bends there."""
+        found = split_at_output(values, outputs, [tap.eps for tap in self.taps], self._gradients)
+        if found is not None:
+            self._output, self.output_hessian, self._residuals = found
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of one example's output, where there is a factor."""
+        return tuple(self._output.shape[1:])
+
+    def root_vjps(self, numbers: list[int], xi: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """J^T F xi and J^T F S xi (B, T, U) at these taps, for xi shaped like the output."""
+        assert self.output_hessian is not None
+        left = self.pulled_back([self._output], [self.output_hessian.times(xi)], numbers)
+        if self.output_hessian.sign is None:
+            return left, left
+        return left, self.pulled_back(
+            [self._output], [self.output_hessian.times(self.output_hessian.sign * xi)], numbers
+        )
+
+    def is_piecewise_linear(self, numbers: list[int]) -> bool:
+        """Whether the output has no second derivative within these taps, exactly: piecewise linear networks."""
+        if not any(self._residuals[n].requires_grad for n in numbers):
+            return True
+        us = self.curvature(numbers, [self._unequal(n).unsqueeze(1) for n in numbers], residual=True)
+        return not any(bool(u.any()) for u in us)
+
+    def _map(self, use: Any, tap: Tap, axis: ExampleAxis) -> VjpMap:
+        return vjp_map(use, self._sizes[use.name], tap, axis)
+
+    def maps(self, number: int) -> list[VjpMap]:
+        """The maps of the uses at one tap, in their order."""
+        tap, axis = self.taps[number], self.axes[number]
+        return [self._map(use, tap, axis) for use in tap.uses]
+
+    def shape(self, number: int) -> tuple[int, int]:
+        """Positions and units (T, U) of one example at a tap."""
+        _, positions, units = self._arranged(number, self.taps[number].eps).shape
+        return positions, units
+
+    def curvature(self, numbers: list[int], values: list[Tensor], residual: bool = False) -> list[Tensor]:
+        """Second derivative by the perturbations at these taps, times k vectors of values (B, k, T, U) at each.
+
+        With `residual`, of the linearised loss <g, z> in the place of the loss.
+        """
+        each = [
+            self._curvature(numbers, list(vector), residual)
+            for vector in zip(*(v.unbind(1) for v in values), strict=True)
+        ]
+        return [torch.stack(us, 1) for us in zip(*each, strict=True)]
+
+    def _curvature(self, numbers: list[int], values: list[Tensor], residual: bool) -> list[Tensor]:
+        gradients = self._residuals if residual else self._gradients
+        curved = [i for i, n in enumerate(numbers) if gradients[n].requires_grad]
+        if not curved:
+            return [torch.zeros_like(v) for v in values]
+        self.products += 1
+        along = []
+        for i in curved:
+            tap, axis = self.taps[numbers[i]], self.axes[numbers[i]]
+            lead = tap.eps.movedim(tap.unit_axis, -1).shape[: tap.lead]
+            along.append(tap.restored(axis.restored(values[i], lead)))
+        results = torch.autograd.grad(
+            [gradients[numbers[i]] for i in curved],
+            [self.taps[n].eps for n in numbers],
+            along,
+            retain_graph=True,
+            allow_unused=True,
+        )
+        return [
+            torch.zeros_like(v) if u is None else self._arranged(n, u)
+            for n, u, v in zip(numbers, results, values, strict=True)
+        ]
+
+    def gradient(self, number: int) -> Tensor:
+        """The gradient (B, T, U) at a tap."""
+        return self._arranged(number, self._gradients[number].detach())
+
+    def dependent_data(self, places: list[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], Tensor]]:
+        """What uses at several places multiply, where that depends on perturbations, arranged as their maps have it."""
+        for number, use in places if len(places) > 1 else ():
+            data = data_of(self.taps[number].uses[use], self.taps[number], self.axes[number])
+            if data is not None and data.requires_grad:
+                yield (number, use), data
+
+    def pulled_back(self, data: list[Tensor], along: list[Tensor], numbers: list[int]) -> list[Tensor]:
+        """Derivative by the perturbations at these taps of <along, data>, (B, T, U) each."""
+        self.products += 1
+        epses = [self.taps[n].eps for n in numbers]
+        results = torch.autograd.grad(data, epses, along, retain_graph=True, allow_unused=True, materialize_grads=True)
+        return [self._arranged(n, w) for n, w in zip(numbers, results, strict=True)]
+
+    def is_flat(self, number: int) -> bool:
+        """Whether the gradient at this tap is constant."""
+        return not self._gradients[number].requires_grad
+
+    def coupled(self) -> list[int]:
+        """Taps where the second derivative couples examples, exactly; all of them if it does so between taps.
+
+        Every two examples differ in a bit of their numbers, so one product for each bit tries every pair.
+        """
+        curved = [n for n in range(len(self.taps)) if not self.is_flat(n)]
+        if self.examples == 1 or not curved:
+            return []
+        numbers = torch.arange(self.examples, device=self.taps[0].eps.device)
+        bits = [((numbers >> bit) & 1 == 0)[:, None, None] for bit in range((self.examples - 1).bit_length())]
+        if all(self._decouples(curved, chosen) for chosen in bits):
+            return []
+        return [n for n in curved if not all(self._decouples([n], chosen) for chosen in bits)] or curved
+
+    def positions_decouple(self, number: int) -> bool:
+        """Whether the second derivative at this tap couples no two positions, exactly.
+
+        Every two positions differ in a bit of their numbers, so one product for each bit tries every pair. No batch can
+        speak for another: where padding hides the later positions, say, they couple to nothing.
+        """
+        positions, _ = self.shape(number)
+        places = torch.arange(positions, device=self.taps[number].eps.device)
+        bits = range((positions - 1).bit_length())
+        return all(self._decouples([number], ((places >> bit) & 1 == 1)[None, :, None]) for bit in bits)
+
+    def _decouples(self, numbers: list[int], chosen: Tensor) -> bool:
+        us = self._curvature(numbers, [self._unequal(n) * chosen for n in numbers], residual=False)
+        return not any(bool((u.nan_to_num(0, 0, 0) * ~chosen).any()) for u in us)
+
+    def _unequal(self, number: int) -> Tensor:
+        """Signs times unequal sizes (B, T, U), under which nothing cancels by accident."""
+        like = self.taps[number].eps
+        examples = torch.arange(self.examples, device=like.device)
+        shape = self.shape(number)
+        sizes = 1 + torch.linspace(0, 1, shape[0] * shape[1], dtype=like.dtype, device=like.device).reshape(shape)
+        return signs(key_of(0, "unequal"), examples, number, shape, like.dtype) * sizes
+
+    def _arranged(self, number: int, tensor: Tensor) -> Tensor:
+        return self.axes[number].positions(self.taps[number].moved(tensor))
+
+
+def _mixture(values: Tensor) -> Tensor:
+    """Unequal weights (B,) of both signs, under which neither a mean gradient nor a sum of equal terms vanishes."""
+    examples = torch.arange(values.numel(), device=values.device)
+    sign = signs(key_of(0, "mixture"), examples, 0, (1,), values.dtype)[:, 0]
+    return sign * (0.5 + (examples.to(values.dtype) * 0.6180339887498949) % 1)
+
+
+def _example_axis(tap: Tap, plain: Tensor, mixed: Tensor, mixture: Tensor) -> ExampleAxis | None:
+    """The axis along which weighting the examples weights the gradient, if there is one."""
+    plain, mixed = tap.moved(plain), tap.moved(mixed)
+    for axis in candidate_axes(plain.shape[: tap.lead], mixture.numel()):
+        one, other = axis.positions(plain), axis.positions(mixed)
+        if close(one * mixture[:, None, None], other):
+            return axis
+    return None

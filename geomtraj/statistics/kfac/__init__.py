@@ -1,0 +1,1 @@
+"""K-FAC: second moments around every weight matrix."""
