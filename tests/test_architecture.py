@@ -23,6 +23,7 @@ FLOORS = [
         "memory",
         "seeding",
         "slicing",
+        "status",
         "trees",
     },
     {"spreadsheets"},
