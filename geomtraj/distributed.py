@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from geomtraj.errors import ComputationError, InputError
+from geomtraj.failures import is_out_of_memory
 
 T = TypeVar("T")
 
@@ -113,7 +114,7 @@ class Ranks:
         try:
             yield
         except Exception as error:
-            memory = isinstance(error, MemoryError) or "memory" in str(error)
+            memory = is_out_of_memory(error)
             self._errors += self._depth == 1 and not memory
             raise
         finally:

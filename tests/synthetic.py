@@ -7,6 +7,7 @@ import numpy as np
 
 from geomtraj.measuring.results import Measurement, Results
 from geomtraj.statistics.base import Quantity
+from geomtraj.status import Code, Remark, Status
 
 STEPS = [0, 5, 10, 20, 40, 80, 120, 180, 260, 360, 480, 600]
 
@@ -127,7 +128,8 @@ def run(
             "lambda_max": Quantity(top[0], top[0] - 1e-4, top[0] + 1e-4),
             "lambda_min": Quantity(bottom[0], bottom[0] - 1e-4, bottom[0] + 1e-4),
         }
-        add("spectrum", ends, spectrum, "ok" if step else "lambda_min has not converged: residual 0.5 at -7", 256)
+        loose = Remark(Code.NOT_CONVERGED, "lambda_min has not converged: residual 0.5 at -7", "lambda_min")
+        add("spectrum", ends, spectrum, Status() if step else Status([loose]), 256)
         trace = float(top.sum() * 6)
         add("trace", {"trace": Quantity.with_sem(trace, 0.03 * trace)}, matvecs=32)
     manifest = {

@@ -24,6 +24,7 @@ FLOORS = [
         "memory",
         "seeding",
         "slicing",
+        "status",
         "trees",
     },
     {"spreadsheets"},

@@ -13,7 +13,7 @@ from geomtraj.isolation import one_at_a_time, preserved_state
 from geomtraj.measuring.code import code_of, failure_code
 from geomtraj.measuring.content import content_of, still
 from geomtraj.measuring.folder import Stored, counted, key, read_stored
-from geomtraj.measuring.record import Measurement
+from geomtraj.measuring.record import Measurement, NewerFormat
 from geomtraj.measuring.summary import Summary, keys_of_format_1, read_summary
 from geomtraj.measuring.unit import Job, Unit, put_into
 from geomtraj.trajectory.store import DamagedFile
@@ -76,9 +76,9 @@ def look_up(folder: Path, job: Job, again: bool) -> Lookup:
     lookup = Lookup()
     try:
         lookup.summary = read_summary(folder)
+    except NewerFormat:
+        raise
     except TrajectoryError as error:
-        if "newer" in str(error):
-            raise
         lookup.remarks.append(f"{error}")
     keys = {name: key(name, s.settings(), job.fingerprint) for name, s in job.statistics.items()}
     stored = read_stored(folder, keys.values())

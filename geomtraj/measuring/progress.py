@@ -50,7 +50,7 @@ class Pace:
 
     def learn(self, measurement: Measurement) -> None:
         """Takes the seconds of a result."""
-        if measurement.seconds > 0 and not measurement.status.startswith("failed"):
+        if measurement.seconds > 0 and not measurement.failed:
             self._seconds[measurement.statistic].append(measurement.seconds)
 
     def expected(self, statistic: str) -> float | None:

@@ -15,6 +15,7 @@ import torch
 
 from geomtraj.errors import InputError, TrajectoryError
 from geomtraj.statistics.base import Quantity
+from geomtraj.status import OK, Code, Status
 
 FORMAT_VERSION = 2
 """2: strict JSON on one line, with a checksum and the content of the iterate; 1: neither of them."""
@@ -35,7 +36,7 @@ class Measurement:
         settings: Its settings.
         quantities: Label (block name, or the quantity's own name) -> value with its 95 % interval.
         details: What else the statistic keeps.
-        status: "ok", or the reason why a number is missing or doubtful.
+        status: "ok", or the reason why a number is missing or doubtful (a `Status`).
         matvecs: Hessian-vector products spent.
         seconds: Time spent.
         made: How it was made: problem fingerprint, dtype, device, threads, versions; "failure" where the statistic
@@ -56,6 +57,27 @@ class Measurement:
     made: dict[str, Any] = field(default_factory=dict)
     iterate: str = ""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "status", Status.read(self.status))
+
+    @property
+    def failed(self) -> bool:
+        """Whether an error ended the measurement."""
+        return "failure" in self.made or Status.read(self.status).has(Code.FAILED)
+
+    def own_statuses(self) -> dict[str, str]:
+        """Label -> its own status, where the statistic keeps one with the details of each block."""
+        return {
+            label: details["status"]
+            for label, details in self.details.items()
+            if label in self.quantities and isinstance(details, dict) and isinstance(details.get("status"), str)
+        }
+
+    def status_of(self, label: str) -> Status:
+        """What the measurement says of one of its quantities: that one's own status, and what is about all of them."""
+        own = self.own_statuses()
+        return Status.read(own.get(label, OK)) if own else Status.read(self.status).of(label)
+
     def to_json(self) -> dict[str, Any]:
         """The record in JSON's types; numbers that are not finite are "NaN", "Infinity" and "-Infinity".
 
@@ -66,6 +88,8 @@ class Measurement:
         content["quantities"] = {
             label: {"value": q.value, "low": q.low, "high": q.high} for label, q in self.quantities.items()
         }
+        if self.status != OK:
+            content["remarks"] = Status.read(self.status).to_json()
         return {"format_version": FORMAT_VERSION, **strict(content)}
 
     @classmethod
@@ -108,6 +132,11 @@ def _record(content: dict[str, Any]) -> Measurement:
         elif name in _NEEDED:
             raise TrajectoryError(f"it has no {name!r}")
     fields["quantities"] = {label: _quantity(label, q) for label, q in fields["quantities"].items()}
+    if "remarks" in content:  # results of earlier versions have the sentences alone
+        try:
+            fields["status"] = Status.from_json(content["remarks"])
+        except (TypeError, ValueError):
+            raise TrajectoryError(f"its 'remarks' are {content['remarks']!r:.40}") from None
     return Measurement(**fields)
 
 
@@ -168,8 +197,8 @@ def _without_checksum(text: bytes) -> Measurement:
 class NewerFormat(TrajectoryError):
     """A result that a later geomtraj wrote."""
 
-    def __init__(self, version: object):
-        super().__init__(f"it has result format {version!r}, newer than this geomtraj reads: upgrade geomtraj")
+    def __init__(self, version: object, what: str = "it"):
+        super().__init__(f"{what} has result format {version!r}, newer than this geomtraj reads: upgrade geomtraj")
 
 
 def read_measurement(path: Path) -> Measurement:
@@ -191,7 +220,7 @@ def read_measurement(path: Path) -> Measurement:
 def strict(value: Any) -> Any:
     """The same in JSON's types, without numbers that JSON does not have."""
     if isinstance(value, str):
-        return "\\" + value if value.lstrip("\\") in _NOT_FINITE else value
+        return "\\" + value if value.lstrip("\\") in _NOT_FINITE else str(value)
     if value is None or isinstance(value, (bool, int)):
         return value
     if isinstance(value, float):

@@ -247,7 +247,7 @@ class _Run:
             self.remark(
                 f"{self.folder}: results were made with different numbers of threads ({shares}): same to rounding."
             )
-        failed = Counter(m.statistic for m in self.found if m.status.startswith("failed: "))
+        failed = Counter(m.statistic for m in self.found if m.failed)
         for name, count in failed.items():
             self.remark(
                 f"{self.folder}: {name} failed at {counted(range(count), 'iterate')}, the results say why; "

@@ -12,7 +12,7 @@ from typing import Any
 
 from geomtraj.errors import TrajectoryError
 from geomtraj.measuring.content import Seen
-from geomtraj.measuring.record import numbers, strict
+from geomtraj.measuring.record import NewerFormat, numbers, strict
 from geomtraj.trajectory.files import read_json, write_json
 
 NAME = "measured.json"
@@ -59,7 +59,7 @@ def read_summary(folder: Path) -> Summary | None:
     if version == 1 and isinstance(content.get("keys"), list):
         return None
     if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise TrajectoryError(f"{path} has format version {version!r}, newer than this geomtraj reads: upgrade it.")
+        raise NewerFormat(version, str(path))
     if content.pop("sha256", None) != _checksum(content):
         raise TrajectoryError(
             f"{path} is damaged (its checksum does not hold): delete it and call gt.measure again, which finds the "

@@ -20,6 +20,7 @@ from geomtraj.measuring.record import Measurement, from_text, to_text
 from geomtraj.operators import with_remark
 from geomtraj.problem import Problem
 from geomtraj.statistics import Outcome, Point, Statistic
+from geomtraj.status import Code, Remark, Status
 from geomtraj.trajectory import Iterate, Trajectory, model_state
 from geomtraj.trajectory.store import DamagedFile
 
@@ -89,8 +90,9 @@ def at_iterate(job: Job, unit: Unit) -> Generator[Read | Measurement, None, None
             iterate = trajectory.at_step(unit.step)
         except DamagedFile as error:
             yield Read(unit.step, None, tuple(unit.claimed))
+            status = Status([Remark(Code.DAMAGED, str(error))])
             for name in (*unit.missing, *unit.claimed):
-                yield Measurement(unit.step, math.nan, name, statistics[name].settings(), {}, status=str(error))
+                yield Measurement(unit.step, math.nan, name, statistics[name].settings(), {}, status=status)
             return
         content = content_of(iterate)
         stale = tuple(name for name, claim in unit.claimed.items() if claim != content)
@@ -192,12 +194,17 @@ def _failed(blank: Measurement, statistic: Statistic, error: Exception, seconds:
         "code": failure_code(statistic),
         "again": is_out_of_memory(error),
     }
-    return replace(blank, status=f"failed: {said}"[:2000], seconds=seconds, made=blank.made | {"failure": failure})
+    status = Status([Remark(Code.FAILED, f"failed: {said}"[:2000])])
+    return replace(blank, status=status, seconds=seconds, made=blank.made | {"failure": failure})
 
 
 def _outcome(statistic: Statistic, point: Point) -> Outcome:
     if not torch.isfinite(point.theta).all():
-        return Outcome({}, status="the parameters are not finite here: training diverged")
+        return Outcome({}, status=_not_finite("the parameters are not finite here: training diverged"))
     if not math.isfinite(point.loss):
-        return Outcome({}, status=f"the loss is {point.loss} here")
+        return Outcome({}, status=_not_finite(f"the loss is {point.loss} here"))
     return statistic.measure(point)
+
+
+def _not_finite(text: str) -> Status:
+    return Status([Remark(Code.NOT_FINITE, text)])

@@ -26,6 +26,7 @@ from geomtraj.errors import ComputationError, GeomtrajError, InputError
 from geomtraj.measuring.record import Measurement
 from geomtraj.measuring.unit import Job, Read, Unit, at_iterate
 from geomtraj.problem import Problem
+from geomtraj.status import Code, Remark, Status
 
 Event = Read | Measurement
 
@@ -224,7 +225,8 @@ def _alone(
         try:
             yield from _through(fresh, parcel, packed, left, over)
         except BrokenExecutor:
-            status = "failed: the worker process that measured it ended twice (killed, or out of memory)"
+            reason = "failed: the worker process that measured it ended twice (killed, or out of memory)"
+            status = Status([Remark(Code.FAILED, reason)])
             yield Read(unit.step, None, tuple(unit.claimed))
             for name in (*unit.missing, *unit.claimed):
                 yield Measurement(unit.step, math.nan, name, {}, {}, status=status)

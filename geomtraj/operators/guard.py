@@ -21,6 +21,7 @@ from geomtraj.operators.choice import history
 from geomtraj.operators.parts import Parts
 from geomtraj.problem import Problem, dense, leaves
 from geomtraj.seeding import gaussian, generator, rademacher
+from geomtraj.status import Code, Remark, Status
 
 UNCHECKED = "second derivatives were not checked (check=False)"
 NOISY = "second derivatives could not be told from differences of gradients, which are too noisy here"
@@ -115,13 +116,12 @@ def check_gradient(problem: Problem, theta: Tensor) -> None:
         raise InputError(problem.gradient_refusal)
 
 
-def with_remark(problem: Problem, status: str) -> str:
+def with_remark(problem: Problem, status: str) -> Status:
     """The status of a result, with what the guard has to say unless that is "ok"."""
-    found = problem.guard
-    remark = "" if found is None or found.status in ("ok", "being checked") else found.status
-    if remark and remark in status:
-        return status
-    return "; ".join(part for part in (status, remark) if part and part != "ok") or "ok"
+    found, whole = problem.guard, Status.read(status)
+    if found is None or found.status in ("ok", "being checked"):
+        return whole
+    return whole.plus(Remark(Code.UNCHECKED, found.status))
 
 
 def _checked(problem: Problem, theta: Tensor) -> Guard | None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 from matplotlib.figure import Figure
 
-from geomtraj.measuring.results import Results
+from geomtraj.measuring.results import Measurement, Results
 from geomtraj.reporting.lines import draw_lines, key
 from geomtraj.reporting.material import Drawing, LeftOut, Material, not_measured, seeds_text
 from geomtraj.reporting.style import WIDTH, group_legend
+from geomtraj.status import Code
 
 TITLE = "Top and bottom eigenvalues"
 ENDS = (("lambda_max", 1, "λ_max"), ("lambda_min", -1, "−λ_min"))
@@ -39,10 +42,18 @@ def _doubts(groups: dict[str, list[Results]]) -> str:
     parts = []
     for label, sign, _ in ENDS:
         series = [(m, m.quantities[label]) for m in measured if label in m.quantities]
-        loose = sum(f"{label} has not converged" in m.status for m, _ in series)
+        loose = sum(_is_loose(m, label) for m, _ in series)
         if loose:
             parts.append(f"{loose} of {len(series)} values of {label} have not converged")
         hidden = sum(sign * q.value <= 0 for _, q in series)
         if hidden:
             parts.append(f"{hidden} of {len(series)} values of {label} have the other sign and are not drawn")
     return "".join(f"; {part}" for part in parts)
+
+
+def _is_loose(m: Measurement, label: str) -> bool:
+    """Whether an eigenvalue has not converged: by its code, or by its residual in results that have no codes yet."""
+    q = m.quantities[label]
+    return m.status_of(label).has(Code.NOT_CONVERGED) or q.high - q.value > m.settings.get("tol", math.inf) * abs(
+        q.value
+    )

@@ -15,7 +15,6 @@ from geomtraj.comparing.matrices import is_matrix, shapes_of
 from geomtraj.comparing.pairing import run_name
 from geomtraj.errors import InputError
 from geomtraj.measuring.results import Results
-from geomtraj.measuring.rows import own_statuses
 from geomtraj.reporting.style import Look, looks
 
 ALL = "all"
@@ -89,7 +88,7 @@ class Material:
         told: set[str] = set()
         for m in (m for runs in self.measured("r_med").values() for r in runs for m in r.of("r_med")):
             usable |= {label for label, q in m.quantities.items() if math.isfinite(q.value) and q.value}
-            told |= own_statuses(m).keys()
+            told |= m.own_statuses().keys()
         return told - usable
 
     @cached_property

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from geomtraj.measuring.results import Measurement
-from geomtraj.measuring.rows import OK, own_statuses
 from geomtraj.reporting.material import Material, listed
+from geomtraj.status import OK, Status
 
 NUMBER = re.compile(r"[-+−]?\d[\d.,]*(?:e[-+]?\d+)?")
 
@@ -77,8 +77,11 @@ def said(m: Measurement) -> list[tuple[str, str]]:
     """
     if m.status == OK:
         return []
-    own = [(label, text) for label, text in own_statuses(m).items() if text != OK and not text.startswith(f"{OK};")]
-    return own or [("", m.status)]
+    own = m.own_statuses()
+    if own:
+        alone = [(label, text) for label, text in own.items() if text != OK and not text.startswith(f"{OK};")]
+        return alone or [("", m.status)]
+    return [(r.label, r.text) for r in Status.read(m.status).remarks]
 
 
 def _measurements(material: Material) -> Iterator[tuple[str, str, Measurement]]:

@@ -42,7 +42,8 @@ class Outcome:
     Attributes:
         quantities: Label (block name, or the statistic's own name) -> number with interval.
         details: Whatever else is worth keeping, in JSON's types.
-        status: "ok", or the reason why a number is missing or doubtful.
+        status: "ok", or the reason why a number is missing or doubtful: a `Status`, whose remarks name the quantities
+            that they are about, or a sentence about all of them.
         matvecs: Hessian-vector products spent.
     """
 

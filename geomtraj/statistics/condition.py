@@ -9,6 +9,7 @@ from typing import Any
 from geomtraj.linalg.magnitudes import Bounded, Magnitudes, magnitudes
 from geomtraj.statistics.base import Outcome, Point, Quantity, Statistic
 from geomtraj.statistics.r_med import ALL
+from geomtraj.status import Code, Remark, Status
 
 
 @dataclass(frozen=True)
@@ -42,21 +43,20 @@ class Condition(Statistic):
 
     def measure(self, point: Point) -> Outcome:
         """The ratio of each block and of the whole."""
-        H, quantities, details, remarks, spent = point.hessian, {}, {}, [], 0
+        H, quantities, details, remarks, spent = point.hessian, {}, {}, list[Remark](), 0
         unused = set(point.problem.unused)
         names = [name for name, block in H.blocks.items() if self.vectors or block.kind != "vector"]
         for label in [*names, ALL]:
             if label != ALL and unused.issuperset(H.blocks[label].parameters):
-                remarks.append(f"{label}: the loss does not depend on it")
+                remarks.append(Remark(Code.LEFT_OUT, f"{label}: the loss does not depend on it", label))
                 continue
             part = H if label == ALL else H.block(label)
             most = self.steps if label == ALL else self.max_steps
             found = magnitudes(part, self.steps, self.probes, most, self.dense, self.seed)
             quantities[label], details[label] = ratio(found.largest, found.median), _details(found)
             spent += found.matvecs
-            if found.status != "ok":
-                remarks.append(f"{label}: {found.status}")
-        return Outcome(quantities, details, "; ".join(remarks) or "ok", spent)
+            remarks += Status.read(found.status).under(label).remarks
+        return Outcome(quantities, details, Status(remarks), spent)
 
 
 def ratio(above: Bounded, below: Bounded) -> Quantity:

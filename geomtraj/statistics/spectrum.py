@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from geomtraj.linalg import spectrum
 from geomtraj.linalg.chunks import at_least
 from geomtraj.statistics.base import Outcome, Point, Quantity, Statistic
+from geomtraj.status import Code, Remark, Status
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,13 @@ class Spectrum(Statistic):
             "lambda_max": (values[:highest], residuals[:highest]),
             "lambda_min": (values[lowest:].flip(0), residuals[lowest:].flip(0)),
         }
-        quantities, remarks = {}, [] if density.status == "ok" else [density.status]
+        quantities, status = {}, Status.read(density.status)
         for label, (extreme, errors) in ends.items():
             value, residual = (float(extreme[0]), float(errors[0])) if extreme.numel() else (math.nan, math.nan)
             quantities[label] = Quantity(value, value - residual, value + residual)
             if not residual <= self.tol * abs(value):
-                remarks.append(f"{label} has not converged: residual {residual:.2g} at {value:.3g}")
+                text = f"{label} has not converged: residual {residual:.2g} at {value:.3g}"
+                status = status.plus(Remark(Code.NOT_CONVERGED, text, label))
         quantities["trace"] = Quantity.with_sem(found.trace.value, found.trace.sem)
         details = {
             "nodes": density.nodes.tolist(),
@@ -63,4 +65,4 @@ class Spectrum(Statistic):
             "bottom_residuals": ends["lambda_min"][1].tolist(),
             "size": density.size,
         }
-        return Outcome(quantities, details, "; ".join(remarks) or "ok", found.matvecs)
+        return Outcome(quantities, details, status, found.matvecs)

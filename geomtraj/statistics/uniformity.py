@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from geomtraj.statistics.base import Outcome, Point, Quantity, Statistic
+from geomtraj.status import Code, Remark, Status
 
 
 def max_over_median(x: Tensor) -> float:
@@ -78,5 +79,6 @@ class SingularVectors(Statistic):
         }
         details = {name: {"left": u.left, "right": u.right, "share": u.share} for name, u in found.items()}
         zero = [name for name, u in found.items() if math.isnan(u.share)]
-        status = "no block has two axes" if not found else f"zero: {', '.join(zero)}" if zero else "ok"
-        return Outcome(sides, details, status)
+        sided = [(name, f"{name} {side}") for name in zero for side in ("left", "right")]
+        remarks = [Remark(Code.ZERO, f"zero: {name}", label) for name, label in sided]
+        return Outcome(sides, details, Status(remarks if found else [Remark(Code.LEFT_OUT, "no block has two axes")]))

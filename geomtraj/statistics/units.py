@@ -17,6 +17,7 @@ from geomtraj.linalg.chunks import at_least
 from geomtraj.statistics.base import Outcome, Point, Quantity, Statistic
 from geomtraj.statistics.kfac.factors import KfacFactors, WeightFactors, kfac_factors
 from geomtraj.statistics.uniformity import max_over_median
+from geomtraj.status import Code, Remark, Status
 
 
 def near_dead(moments: Tensor, share: float) -> Tensor:
@@ -55,18 +56,19 @@ class Units(Statistic):
         at_least("samples", self.samples, 2)
         moments = kfac_factors(point.problem, point.theta, self.samples, self.seed)
         quantities, details = {}, {}
-        remarks = [f"{name} is left out: {why}" for name, why in moments.left_out.items()]
+        remarks = [Remark(Code.LEFT_OUT, f"{name} is left out: {why}", name) for name, why in moments.left_out.items()]
         for name, block in point.problem.blocks.items():
             known = [parameter in moments.parts for parameter in block.parameters]
             if all(known):
                 quantities[name], details[name] = _described(moments, block, point.problem.layout, self.dead)
             elif any(known):
-                remarks.append(f"{name} is left out: not all of it are weight matrices")
+                remarks.append(Remark(Code.LEFT_OUT, f"{name} is left out: not all of it are weight matrices", name))
         if moments.fallback:
-            remarks.append("the curvature of the loss by the output is not known: gradients of the losses were taken")
+            text = "the curvature of the loss by the output is not known: gradients of the losses were taken"
+            remarks.append(Remark(Code.REPLACED, text))
         if not quantities:
-            remarks.append("no weight matrix was found")
-        return Outcome(quantities, details, "; ".join(remarks) or "ok")
+            remarks.append(Remark(Code.LEFT_OUT, "no weight matrix was found"))
+        return Outcome(quantities, details, Status(remarks))
 
 
 def _described(moments: KfacFactors, block: Block, layout: Layout, share: float) -> tuple[Quantity, dict[str, Any]]:

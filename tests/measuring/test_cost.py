@@ -17,6 +17,7 @@ from geomtraj.measuring import progress
 from geomtraj.measuring.progress import Bar, Pace, in_words, widths
 from geomtraj.measuring.record import Measurement
 from geomtraj.statistics import Quantity
+from geomtraj.status import Code, Remark, Status
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def test_time_left_is_what_each_statistic_took(monkeypatch):
     pace = Pace({"trace": 10, "loss": 10}, 100)
     for name, seconds in (("trace", 30.0), ("trace", 50.0), ("loss", 1.0)):
         pace.learn(Measurement(0, 0.0, name, {}, {}, seconds=seconds))
-    pace.learn(Measurement(0, 0.0, "trace", {}, {}, seconds=1e-3, status="failed: x"))
+    pace.learn(Measurement(0, 0.0, "trace", {}, {}, seconds=1e-3, status=Status([Remark(Code.FAILED, "failed: x")])))
     assert pace.expected("trace") == 40 and pace.remaining() == 410 and pace.expected("r_med") is None
     clock[0] = 59
     assert not pace.over("trace") and not pace.over()

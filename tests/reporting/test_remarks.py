@@ -33,9 +33,10 @@ def test_each_remark_stands_once_with_its_count_and_blocks():
 
 def test_a_measurement_whose_blocks_say_nothing_speaks_for_itself():
     (remark,) = remarks(gather(groups(seeds=2, layers=1), 2))
-    assert (remark.statistic, remark.count, remark.total) == ("spectrum", 4, 48) and not remark.labels
+    assert (remark.statistic, remark.count, remark.total) == ("spectrum", 4, 48)
+    assert remark.labels == {"lambda_min": 4}
     m = groups(seeds=1)["adam"][0].of("spectrum")[0]
-    assert said(m) == [("", "lambda_min has not converged: residual 0.5 at -7")]
+    assert said(m) == [("lambda_min", "lambda_min has not converged: residual 0.5 at -7")]
 
 
 def test_the_csv_holds_each_blocks_own_remark():
