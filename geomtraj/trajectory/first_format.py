@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geomtraj.isolation import on_the_cpu
 from geomtraj.trajectory import hdf5, payload
 
 VERSION = 1
@@ -69,7 +68,7 @@ class FirstFormat:
         if not isinstance(self.tree, dict):
             raise ValueError("its header")
 
-    @on_the_cpu
+    @torch.inference_mode(False)
     def tensor(self, leaf: Any) -> Tensor:
         """The tensor that stands for an entry of the tree, with memory of its own."""
         dtype = payload.dtype_of(leaf["dtype"])

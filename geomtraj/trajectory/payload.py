@@ -15,7 +15,6 @@ import psutil
 import torch
 from torch import Tensor
 
-from geomtraj.isolation import on_the_cpu
 from geomtraj.trajectory.files import write_all
 
 PIECE = 2**22
@@ -65,7 +64,7 @@ def dtype_of(name: object) -> torch.dtype:
 def element(dtype: torch.dtype) -> np.dtype:
     """The NumPy type whose elements hold the bits: its own, uint16 for bfloat16, else bytes."""
     if dtype in _NATIVE:
-        return torch.empty(0, dtype=dtype).numpy().dtype
+        return torch.empty(0, dtype=dtype, device="cpu").numpy().dtype
     return _BITS.get(dtype, np.dtype(np.uint8))
 
 
@@ -79,9 +78,10 @@ def array_of(tensor: Tensor) -> np.ndarray:
     flat = tensor.detach()
     if flat.is_conj() or flat.is_neg():
         flat = flat.resolve_conj().resolve_neg()
-    flat = flat.cpu().contiguous().reshape(-1)
+    flat = flat.cpu()
     if flat.dtype in _NATIVE:
-        return flat.numpy()
+        return np.ascontiguousarray(flat.numpy()).reshape(-1)
+    flat = flat.contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().view(element(flat.dtype))
 
 
@@ -260,7 +260,7 @@ def read_into(descriptor: int, target: memoryview, offset: int) -> None:
         done += got
 
 
-@on_the_cpu
+@torch.inference_mode(False)
 def read_tensor(row: Row, reader: Reader) -> Tensor:
     """One tensor, with memory of its own, verified by its checksum.
 
@@ -272,7 +272,7 @@ def read_tensor(row: Row, reader: Reader) -> Tensor:
     if size > _LARGE and size > psutil.virtual_memory().total:
         raise MemoryError(f"{row.name[:200]} of shape {row.shape} is larger than this machine's memory")
     try:
-        tensor = torch.empty(row.shape, dtype=row.dtype)
+        tensor = torch.empty(row.shape, dtype=row.dtype, device="cpu")
     except RuntimeError as error:  # torch's word for memory that does not suffice
         raise MemoryError(f"{row.name[:200]} of shape {row.shape} does not fit into memory") from error
     crc = 0

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from geomtraj.errors import TrajectoryError
-from geomtraj.isolation import on_the_cpu
 from geomtraj.trajectory import codec, container
 from geomtraj.trajectory.files import open_regular, replace_file, write_error
 from geomtraj.trajectory.first_format import FirstFormat
@@ -45,7 +44,6 @@ def stored_steps(folder: Path) -> list[int]:
     return sorted(int(match[1]) for file in files.iterdir() if (match := _NAME.fullmatch(file.name)))
 
 
-@on_the_cpu
 def write_iterate(
     folder: Path, step: int, content: dict[str, Any], *, dtype: torch.dtype | None = None, compress: bool = False
 ) -> None:
@@ -81,7 +79,7 @@ def write_iterate(
     replace_file(path, lambda descriptor: container.write(descriptor, tree, tensors, lengths, compress))
 
 
-@on_the_cpu
+@torch.inference_mode(False)
 def read_iterate(
     folder: Path,
     step: int,
@@ -121,7 +119,7 @@ def check_iterate(folder: Path, step: int, run: str | None = None) -> None:
 
         def read(leaf: Any) -> Tensor:
             file.tensor(leaf)
-            return torch.empty(0)
+            return torch.empty(0, device="cpu")
 
         content = {name: codec.decode(value, read) for name, value in file.tree.items()}
         _check_identity(content, step, run)
