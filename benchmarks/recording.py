@@ -128,11 +128,15 @@ def timed(act: Callable[[], Any]) -> dict[str, float]:
     return row
 
 
-def peak(act: Callable[[], Any]) -> float:
-    """Bytes by which a forked process grows at most while it does something."""
+def peak(warm: Callable[[], Any], act: Callable[[], Any]) -> float:
+    """Bytes by which a forked process grows at most while it does something that it has done in small before.
+
+    Once in small, since the pages of libraries come into a forked process when they are first used there.
+    """
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
+        warm()
         before = psutil.Process().memory_info().rss
         held = act()
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
@@ -159,15 +163,16 @@ def memory(sizes: list[int], place: Path) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {"write": {}, "read": {}}
     for folder in (place / "warm", *folders.values()):
         folder.mkdir(parents=True)
-    for write in WRITERS.values():  # what a library sets up once belongs to no writer's memory
-        write(place / "warm", content([10]))
-    for _, load in READERS.values():
-        load(place / "warm")
+    small = content([10])
+    for write in WRITERS.values():
+        write(place / "warm", small)
     for name, write in WRITERS.items():
         if name != _DCP:  # which starts threads, as a forked process must not
-            found["write"][name] = peak(partial(write, folders[name], one)) / data
+            found["write"][name] = (
+                peak(partial(write, place / "warm", small), partial(write, folders[name], one)) / data
+            )
     for name, (source, load) in READERS.items():
-        found["read"][name] = peak(partial(load, folders[source])) / data
+        found["read"][name] = peak(partial(load, place / "warm"), partial(load, folders[source])) / data
     shutil.rmtree(place)
     return found
 

@@ -52,7 +52,7 @@ def encode(value: Any, put: Callable[[Tensor, str], Any], path: str) -> Any:
     if isinstance(value, numbers.Complex):
         return {"complex": [encode(value.real, put, path), encode(value.imag, put, path)]}
     if isinstance(value, np.ndarray) and value.dtype != object:
-        return {"ndarray": put(torch.as_tensor(value), path)}
+        return {"ndarray": put(torch.as_tensor(value, device="cpu"), path)}
     if isinstance(value, (list, tuple)):
         items = [encode(item, put, f"{path}/{i}") for i, item in enumerate(value)]
         return items if isinstance(value, list) else {"tuple": items}
@@ -70,7 +70,7 @@ def _tensor(value: Tensor, put: Callable[[Tensor, str], Any], path: str) -> Any:
         return {"sparse": [SPARSE[value.layout], list(value.shape), parts]}
     if not is_dense(value):
         raise InputError(f"{path} is a nested or quantized tensor, which cannot be stored: make it dense.")
-    return put(value.detach(), path)
+    return put(value, path)
 
 
 def _mapping(value: Mapping[Any, Any], put: Callable[[Tensor, str], Any], path: str) -> dict[str, Any]:
@@ -121,10 +121,12 @@ def decode(tree: Any, get: Callable[[Any], Tensor]) -> Any:
 def _sparse(layout: str, shape: list[int], parts: list[Tensor]) -> Tensor:
     if layout == "coo":
         indices, values = parts
-        return torch.sparse_coo_tensor(indices, values, shape, check_invariants=True).coalesce()
+        return torch.sparse_coo_tensor(indices, values, shape, device="cpu", check_invariants=True).coalesce()
     kind = {name: kind for kind, name in SPARSE.items()}[layout]
     compressed, plain, values = parts
-    return torch.sparse_compressed_tensor(compressed, plain, values, shape, layout=kind, check_invariants=True)
+    return torch.sparse_compressed_tensor(
+        compressed, plain, values, shape, layout=kind, device="cpu", check_invariants=True
+    )
 
 
 def members(tree: Any) -> dict[str, Any]:

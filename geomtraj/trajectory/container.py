@@ -5,23 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from geomtraj.trajectory import payload
+from geomtraj.trajectory import hdf5, payload
 from geomtraj.trajectory.files import write_all
 from geomtraj.trajectory.payload import Block, Row
 
+VERSION = 2
 USER_BLOCK = 512
 _MAGIC = b"geomtraj iterate, format "
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _LOOSEST = 64  # times that a header is smaller when deflated, at most: what reading one may cost is bounded
 _SMALL = 2**20
 _MOST_AROUND = 2**24  # bytes of HDF5's own structures
+_ALIGNED = 64  # bytes, to which numbers and structures are aligned
 
 
 def version(descriptor: int) -> int:
@@ -39,106 +43,95 @@ def version(descriptor: int) -> int:
     return int(word)
 
 
-def header_level(header: bytes) -> int:
-    """The level of deflate for a header: 1, or 0 where it would become so small that reading it back is refused."""
-    return 1 if len(header) <= _SMALL + _LOOSEST * len(zlib.compress(header, 1)) else 0
+def declared(descriptor: int) -> int:
+    """The format version that HDF5's attribute says, 0 where it is not found; looked up as bytes.
+
+    It stands behind its name, its type and its shape, each padded to 8 bytes or not at all.
+    """
+    size = os.fstat(descriptor).st_size
+    for start in {0, max(size - _SMALL, 0)}:
+        for match in re.finditer(
+            rb"format_version\0(?:\0.{24}|[^\0].{15})(.{8})", os.pread(descriptor, _SMALL, start), re.S
+        ):
+            version = int.from_bytes(match[1], "little")
+            if version < 10**6:
+                return version
+    return 0
 
 
-class Target:
-    """The file that HDF5 sees: reads and writes go straight to the disk, and HDF5 never hears of a full one.
+def write(
+    descriptor: int,
+    tree: dict[str, Any],
+    tensors: Sequence[tuple[Row, Tensor]],
+    lengths: Mapping[torch.dtype, int],
+    compress: bool,
+) -> None:
+    """Write a file of format 2 from its start to its end, and then what stands before its numbers.
 
     Args:
-        descriptor: The open file.
-        write: Whether it may be changed.
+        descriptor: The empty file.
+        tree: The content, its tensors standing as numbers of rows.
+        tensors: The rows of the table, whose checksums are found here, and the tensors.
+        lengths: How many elements of each type there are.
+        compress: Whether to deflate the numbers.
 
-    Attributes:
-        error: The first error of the disk.
+    Raises:
+        OSError: The disk is full.
     """
+    at = USER_BLOCK + hdf5.SUPERBLOCK
+    blocks: dict[str, Block] = {}
+    crcs = [0] * len(tensors)
+    for kind, count in lengths.items():
+        item = payload.element(kind)
+        chunk = min(count, payload.GATHERED // item.itemsize) if compress else 0
+        sink = payload.Sink(descriptor, _aligned(at), item, chunk)
+        for index, (row, tensor) in enumerate(tensors):
+            if row.dtype == kind:
+                crcs[index] = sink.add(payload.pieces(tensor, kind))
+        blocks[payload.type_name(kind)] = sink.finish(count)
+        at = sink.at
+    stored = {name: block.to_json() for name, block in blocks.items()}
+    table = [row.to_json(crc) for (row, _), crc in zip(tensors, crcs, strict=True)]
+    header = json.dumps({"content": tree, "tensors": table, "blocks": stored}).encode()
+    raw = _deflated(header)
+    blocks["header"] = Block(len(header), ((at, len(raw)),), len(header))
+    write_all(descriptor, raw, at)
+    sha = hashlib.sha256(header).hexdigest()
+    _enclose(descriptor, _aligned(at + len(raw)), blocks, sha)
+    size = os.fstat(descriptor).st_size
+    extents = [extent for block in blocks.values() for extent in block.extents]
+    place = [at, len(raw), len(header)]
+    outline = {"size": size, "header": place, "sha256": sha, "rest": _rest(descriptor, size, extents)}
+    text = _MAGIC + f"{VERSION}\n{json.dumps(outline)}\n".encode()
+    write_all(descriptor, text.ljust(USER_BLOCK, b"\0"), 0)
 
-    def __init__(self, descriptor: int, write: bool = True):
-        self._descriptor, self._may_write = descriptor, write
-        self._position = 0
-        self.error: OSError | None = None
 
-    def seek(self, offset: int, whence: int = 0) -> int:
-        """Go to a place."""
-        base = (0, self._position, os.fstat(self._descriptor).st_size)[whence]
-        self._position = base + offset
-        return self._position
+def _enclose(descriptor: int, at: int, blocks: Mapping[str, Block], sha: str) -> None:
+    """Write what HDF5 needs to find the blocks, the header among them: from `at` on, and before the numbers."""
+    around = hdf5.Structures(USER_BLOCK, at)
+    places = {
+        name: around.dataset(np.dtype(np.uint8) if name == "header" else _element(name), block)
+        for name, block in blocks.items()
+    }
+    header = places.pop("header")
+    links = {"data": around.group(places), "header": header}
+    superblock = around.superblock(around.group(links, {"format_version": VERSION, "sha256": sha}))
+    write_all(descriptor, around.content, at)
+    write_all(descriptor, superblock, USER_BLOCK)
 
-    def tell(self) -> int:
-        """The place."""
-        return self._position
 
-    def read(self, size: int = -1) -> bytes:
-        """Bytes from the place on."""
-        buffer = bytearray(size if size >= 0 else os.fstat(self._descriptor).st_size - self._position)
-        return bytes(buffer[: self.readinto(buffer)])
+def _element(name: str) -> np.dtype:
+    return payload.element(payload.dtype_of(name))
 
-    def readinto(self, buffer: Any) -> int:
-        """Fill a buffer from the place on."""
-        try:
-            got = os.preadv(self._descriptor, [buffer], self._position)
-        except OSError as error:
-            self.error = self.error or error
-            raise
-        self._position += got
-        return got
 
-    def write(self, content: Any) -> int:
-        """Write at the place."""
-        view = memoryview(content).cast("B")
-        self.write_at(view, self._position)
-        self._position += len(view)
-        return len(view)
+def _aligned(at: int) -> int:
+    return -(-at // _ALIGNED) * _ALIGNED
 
-    def write_at(self, content: Any, offset: int) -> None:
-        """Write somewhere else; an error of the disk is kept for `close`."""
-        if not self._may_write:
-            raise OSError("opened to be read")
-        if self.error is None:
-            try:
-                write_all(self._descriptor, content, offset)
-            except OSError as error:
-                self.error = error
 
-    def truncate(self, size: int | None = None) -> int:
-        """Set the file's size."""
-        size = self._position if size is None else size
-        if self._may_write and self.error is None:
-            try:
-                os.ftruncate(self._descriptor, size)
-            except OSError as error:
-                self.error = error
-        return size
-
-    def flush(self) -> None:
-        """Nothing waits."""
-
-    def close(self, header: bytes, offset: int, stored: int, blocks: dict[str, Any]) -> None:
-        """Write the user block of a file whose HDF5 part is whole.
-
-        Args:
-            header: The JSON text.
-            offset: Where its deflated bytes stand.
-            stored: How many there are.
-            blocks: The blocks of tensors, as in the header.
-
-        Raises:
-            OSError: The disk was full on the way.
-        """
-        if self.error is not None:
-            raise self.error
-        size = os.fstat(self._descriptor).st_size
-        extents = [tuple(e) for block in blocks.values() for e in block["extents"]]
-        content = {
-            "size": size,
-            "header": [offset, stored, len(header)],
-            "sha256": hashlib.sha256(header).hexdigest(),
-            "rest": _rest(self._descriptor, size, [(offset, stored), *extents]),
-        }
-        text = _MAGIC + b"2\n" + json.dumps(content).encode() + b"\n"
-        write_all(self._descriptor, text.ljust(USER_BLOCK, b"\0"), 0)
+def _deflated(header: bytes) -> bytes:
+    """A header as zlib makes it smaller, but not so small that reading it back is refused."""
+    raw = zlib.compress(header, 1)
+    return raw if len(header) <= _SMALL + _LOOSEST * len(raw) else zlib.compress(header, 0)
 
 
 class Iterate:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -15,10 +15,15 @@ import psutil
 import torch
 from torch import Tensor
 
-from geomtraj.isolation import on_the_cpu
+from geomtraj.trajectory.files import write_all
 
 PIECE = 2**22
 """Bytes that are converted, hashed and written at a time."""
+
+GATHERED = 2**18
+"""Bytes of small tensors that are written together, and of a compressed chunk, at most."""
+
+DEFLATE_LEVEL = 4
 
 DEFLATE_RATIO = 1032
 """How many times smaller deflate makes anything at most."""
@@ -59,7 +64,7 @@ def dtype_of(name: object) -> torch.dtype:
 def element(dtype: torch.dtype) -> np.dtype:
     """The NumPy type whose elements hold the bits: its own, uint16 for bfloat16, else bytes."""
     if dtype in _NATIVE:
-        return torch.empty(0, dtype=dtype).numpy().dtype
+        return torch.empty(0, dtype=dtype, device="cpu").numpy().dtype
     return _BITS.get(dtype, np.dtype(np.uint8))
 
 
@@ -73,9 +78,10 @@ def array_of(tensor: Tensor) -> np.ndarray:
     flat = tensor.detach()
     if flat.is_conj() or flat.is_neg():
         flat = flat.resolve_conj().resolve_neg()
-    flat = flat.cpu().contiguous().reshape(-1)
+    flat = flat.cpu()
     if flat.dtype in _NATIVE:
-        return flat.numpy()
+        return np.ascontiguousarray(flat.numpy()).reshape(-1)
+    flat = flat.contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().view(element(flat.dtype))
 
 
@@ -254,7 +260,7 @@ def read_into(descriptor: int, target: memoryview, offset: int) -> None:
         done += got
 
 
-@on_the_cpu
+@torch.inference_mode(False)
 def read_tensor(row: Row, reader: Reader) -> Tensor:
     """One tensor, with memory of its own, verified by its checksum.
 
@@ -266,7 +272,7 @@ def read_tensor(row: Row, reader: Reader) -> Tensor:
     if size > _LARGE and size > psutil.virtual_memory().total:
         raise MemoryError(f"{row.name[:200]} of shape {row.shape} is larger than this machine's memory")
     try:
-        tensor = torch.empty(row.shape, dtype=row.dtype)
+        tensor = torch.empty(row.shape, dtype=row.dtype, device="cpu")
     except RuntimeError as error:  # torch's word for memory that does not suffice
         raise MemoryError(f"{row.name[:200]} of shape {row.shape} does not fit into memory") from error
     crc = 0
@@ -282,35 +288,66 @@ def read_tensor(row: Row, reader: Reader) -> Tensor:
     return tensor
 
 
-class Buffered:
-    """Gathers small arrays in one of a MiB, so that thousands of tensors cost few writes.
+class Sink:
+    """Writes the tensors of one type behind each other, small ones gathered, so that thousands cost few writes.
 
     Args:
-        write: Writes an array of elements at an element's position.
+        descriptor: The file.
+        at: Where in it to begin.
         dtype: Type of the elements.
+        chunk: Elements of a chunk, to be compressed by HDF5's shuffle and deflate filters; 0 for none.
+
+    Attributes:
+        at: Where in the file the next bytes go.
     """
 
-    def __init__(self, write: Callable[[np.ndarray, int], None], dtype: np.dtype):
-        self._write, self._at, self._filled = write, 0, 0
-        self._waiting = np.empty(max(PIECE // 4 // dtype.itemsize, 1), dtype)
+    def __init__(self, descriptor: int, at: int, dtype: np.dtype, chunk: int = 0):
+        self.at = at
+        self._descriptor, self._chunk = descriptor, chunk
+        self._waiting, self._filled = np.empty(chunk or GATHERED // dtype.itemsize, dtype), 0
+        self._extents: list[tuple[int, int]] = [] if chunk else [(at, 0)]
 
-    def add(self, array: np.ndarray) -> None:
-        """Take an array over; its memory may change afterwards."""
-        if self._filled + len(array) > len(self._waiting):
-            self.flush()
-        if len(array) >= len(self._waiting) // 4:
-            self.flush()
-            self._write(array, self._at)
-            self._at += len(array)
+    def add(self, arrays: Iterable[np.ndarray]) -> int:
+        """Take the pieces of a tensor over, whose memory may change afterwards; gives the CRC-32 of its bytes."""
+        crc = 0
+        for array in arrays:
+            crc = zlib.crc32(array.data, crc)
+            if not self._chunk and len(array) >= len(self._waiting) // 4:
+                self._flush()
+                self._write(array.data)
+                continue
+            while len(array):
+                part = array[: len(self._waiting) - self._filled]
+                self._waiting[self._filled : self._filled + len(part)] = part
+                self._filled += len(part)
+                array = array[len(part) :]
+                if self._filled == len(self._waiting):
+                    self._flush()
+        return crc
+
+    def finish(self, count: int) -> Block:
+        """Write what waits; gives where the elements stand, of which there are so many."""
+        self._flush()
+        return Block(count, tuple(self._extents), self._chunk)
+
+    def _flush(self) -> None:
+        if not self._filled:
+            return
+        if self._chunk:
+            self._waiting[self._filled :] = 0
+            columns = self._waiting.view(np.uint8).reshape(self._chunk, -1).T  # HDF5's shuffle filter
+            self._extents.append((self.at, 0))
+            self._write(zlib.compress(columns.tobytes(), DEFLATE_LEVEL))
         else:
-            self._waiting[self._filled : self._filled + len(array)] = array
-            self._filled += len(array)
+            self._write(self._waiting[: self._filled].data)
+        self._filled = 0
 
-    def flush(self) -> None:
-        """Write what waits."""
-        if self._filled:
-            self._write(self._waiting[: self._filled], self._at)
-            self._at, self._filled = self._at + self._filled, 0
+    def _write(self, content: Any) -> None:
+        view = memoryview(content).cast("B")
+        write_all(self._descriptor, view, self.at)
+        self.at += len(view)
+        start, stored = self._extents[-1]
+        self._extents[-1] = (start, stored + len(view))
 
 
 def _whole(value: object) -> bool:

@@ -1,43 +1,34 @@
-"""One HDF5 file per iterate, whole or absent, with checksums; the only module that opens HDF5.
+"""One file per iterate, whole or absent, with checksums: where it stands, and what can be asked of it.
 
-Format 2 (docs/file-formats.md): all tensors of one type stand behind each other in one dataset (`data/float32`), and
-`header`, a JSON text, holds the nested values and a table of the tensors with their offsets. A user block before the
-HDF5 part says where the header stands and carries its checksum, so that reading needs no HDF5: a file made by someone
-else can ask for nothing but its own bytes. Format 1, one dataset for each tensor, is read through HDF5 after every
-dataset was looked at.
+Files are of format 2 (`container`), or of format 1 (`first_format`), which is read for ever. Any HDF5 program reads
+both (docs/file-formats.md); here they are written and read as plain bytes, without the HDF5 library, so that a file
+made by someone else can ask for nothing but its own.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
 import os
 import re
-import zlib
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import h5py
-import numpy as np
 import torch
 from torch import Tensor
 
 from geomtraj.errors import TrajectoryError
-from geomtraj.isolation import on_the_cpu
-from geomtraj.trajectory import codec, container, payload
+from geomtraj.trajectory import codec, container
 from geomtraj.trajectory.files import open_regular, replace_file, write_error
-from geomtraj.trajectory.payload import Block, Row
+from geomtraj.trajectory.first_format import FirstFormat
+from geomtraj.trajectory.payload import Row
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = container.VERSION
 FOLDER = "iterates"
 PLAIN = ("step", "wall_time", "trainable", "run", "about")
 """Entries of an iterate that hold no tensors."""
 
 _NAME = re.compile(r"(\d{8,})\.h5")
-_CHUNK = 2**18  # bytes of a compressed chunk: HDF5 keeps several in its cache
-_DEEPEST, _MOST = 40, 10**6  # groups within groups, and datasets, in a file of format 1
 
 
 def iterate_path(folder: Path, step: int) -> Path:
@@ -53,7 +44,6 @@ def stored_steps(folder: Path) -> list[int]:
     return sorted(int(match[1]) for file in files.iterdir() if (match := _NAME.fullmatch(file.name)))
 
 
-@on_the_cpu
 def write_iterate(
     folder: Path, step: int, content: dict[str, Any], *, dtype: torch.dtype | None = None, compress: bool = False
 ) -> None:
@@ -70,16 +60,15 @@ def write_iterate(
         InputError: The content holds something that is neither tensor, number, string, list nor dict.
         TrajectoryError: The disk is full; nothing stored before is touched.
     """
-    tensors: list[Tensor] = []
-    rows: list[Row] = []
+    tensors: list[tuple[Row, Tensor]] = []
     lengths: dict[torch.dtype, int] = {}
 
     def put(tensor: Tensor, name: str) -> dict[str, int]:
         kind = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
-        rows.append(Row(name, kind, tuple(tensor.shape), lengths.get(kind, 0)))
-        lengths[kind] = rows[-1].stop
-        tensors.append(tensor)
-        return {"tensor": len(rows) - 1}
+        row = Row(name, kind, tuple(tensor.shape), lengths.get(kind, 0))
+        lengths[kind] = row.stop
+        tensors.append((row, tensor))
+        return {"tensor": len(tensors) - 1}
 
     tree = {name: codec.encode(value, put, name) for name, value in content.items()}
     path = iterate_path(folder, step)
@@ -87,10 +76,10 @@ def write_iterate(
         path.parent.mkdir(exist_ok=True)
     except OSError as error:
         raise write_error(path, error) from error
-    replace_file(path, lambda descriptor: _fill(descriptor, tree, rows, tensors, lengths, compress))
+    replace_file(path, lambda descriptor: container.write(descriptor, tree, tensors, lengths, compress))
 
 
-@on_the_cpu
+@torch.inference_mode(False)
 def read_iterate(
     folder: Path,
     step: int,
@@ -130,7 +119,7 @@ def check_iterate(folder: Path, step: int, run: str | None = None) -> None:
 
         def read(leaf: Any) -> Tensor:
             file.tensor(leaf)
-            return torch.empty(0)
+            return torch.empty(0, device="cpu")
 
         content = {name: codec.decode(value, read) for name, value in file.tree.items()}
         _check_identity(content, step, run)
@@ -200,7 +189,7 @@ class _Opened:
         self._path = path
         self._descriptor = -1
 
-    def __enter__(self) -> container.Iterate | _FirstFormat:
+    def __enter__(self) -> container.Iterate | FirstFormat:
         try:
             self._descriptor = open_regular(self._path)
         except OSError as error:
@@ -231,16 +220,14 @@ class _Opened:
         if isinstance(error, _CONTENT_ERRORS):
             raise damaged(self._path, error) from error
 
-    def _parsed(self) -> container.Iterate | _FirstFormat:
+    def _parsed(self) -> container.Iterate | FirstFormat:
         version = container.version(self._descriptor)
-        if version == 1:
-            return _FirstFormat(self._descriptor)
         if version > FORMAT_VERSION:
             raise _Newer(version)
         try:
-            return container.Iterate(self._descriptor)
+            return FirstFormat(self._descriptor) if version == 1 else container.Iterate(self._descriptor)
         except ValueError:
-            if (declared := _declared(self._descriptor)) > FORMAT_VERSION:
+            if (declared := container.declared(self._descriptor)) > FORMAT_VERSION:
                 raise _Newer(declared) from None
             raise
 
@@ -251,197 +238,3 @@ class _Newer(Exception):
 
 class _OtherRun(Exception):
     pass
-
-
-def _fill(
-    descriptor: int,
-    tree: dict[str, Any],
-    rows: list[Row],
-    tensors: list[Tensor],
-    lengths: dict[torch.dtype, int],
-    compress: bool,
-) -> None:
-    """Let HDF5 lay the file out, and put the tensors' bytes where it left room for them."""
-    target = container.Target(descriptor)
-    with h5py.File(target, "w", userblock_size=container.USER_BLOCK) as file:
-        file.create_group("data")
-        datasets = {kind: _dataset(file["data"], kind, count, compress) for kind, count in lengths.items()}
-        crcs = [0] * len(rows)
-        for kind, dataset in datasets.items():
-            item = payload.element(kind)
-            start = None if compress else dataset.id.get_offset()
-
-            def write(array: np.ndarray, at: int, dataset: Any = dataset, start: int | None = start) -> None:
-                if start is None:
-                    dataset[at : at + len(array)] = array
-                else:
-                    target.write_at(array, start + at * array.itemsize)
-
-            sink = payload.Buffered(write, item)
-            for index, row in enumerate(rows):
-                if row.dtype == kind:
-                    crc = 0
-                    for piece in payload.pieces(tensors[index], kind):
-                        crc = zlib.crc32(piece.data, crc)
-                        sink.add(piece)
-                    crcs[index] = crc
-            sink.flush()
-        if compress:
-            file.flush()
-        table = [row.to_json(crc) for row, crc in zip(rows, crcs, strict=True)]
-        blocks = {payload.type_name(kind): _block(dataset, compress).to_json() for kind, dataset in datasets.items()}
-        header = json.dumps({"content": tree, "tensors": table, "blocks": blocks}).encode()
-        level = container.header_level(header)
-        stored = file.create_dataset(
-            "header", data=np.frombuffer(header, np.uint8), chunks=(len(header),), compression="gzip",
-            compression_opts=level,
-        )  # fmt: skip
-        file.attrs["format_version"] = FORMAT_VERSION
-        file.attrs["sha256"] = hashlib.sha256(header).hexdigest()
-        file.flush()
-        place = stored.id.get_chunk_info(0)
-    target.close(header, place.byte_offset, place.size, blocks)
-
-
-def _dataset(group: Any, kind: torch.dtype, count: int, compress: bool) -> Any:
-    name, item = payload.type_name(kind), payload.element(kind)
-    if compress and count:
-        chunk = min(count, _CHUNK // item.itemsize)
-        return group.create_dataset(name, (count,), item, chunks=(chunk,), compression="gzip", shuffle=True)
-    plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    plan.set_layout(h5py.h5d.CONTIGUOUS)
-    plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    space = h5py.h5s.create_simple((count,))
-    return h5py.Dataset(h5py.h5d.create(group.id, name.encode(), h5py.h5t.py_create(item), space, plan))
-
-
-def _block(dataset: Any, compress: bool) -> Block:
-    (count,) = dataset.shape
-    if not (compress and count):
-        return Block(count, ((dataset.id.get_offset() or 0, count * dataset.dtype.itemsize),))
-    (chunk,) = dataset.chunks
-    places: list[tuple[int, int]] = [(0, 0)] * -(-count // chunk)
-
-    def keep(info: Any) -> None:
-        places[info.chunk_offset[0] // chunk] = (info.byte_offset, info.size)
-
-    dataset.id.chunk_iter(keep)
-    return Block(count, tuple(places), chunk)
-
-
-def _declared(descriptor: int) -> int:
-    """The format version that HDF5's attribute says, 0 where it is not found; looked up as bytes, without HDF5.
-
-    It stands behind its name, padded to 16 bytes, a type of 16 bytes and a shape of 8.
-    """
-    start = os.pread(descriptor, 2**20, 0)
-    for match in re.finditer(rb"format_version\0\0.{24}(.{8})", start, re.DOTALL):
-        version = int.from_bytes(match[1], "little")
-        if version < 10**6:
-            return version
-    return 0
-
-
-class _FirstFormat:
-    """A file of format 1: one dataset for each tensor, looked at before it is read.
-
-    Raises:
-        ValueError: It is damaged, or holds anything that format 1 has not.
-    """
-
-    def __init__(self, descriptor: int):
-        size = os.fstat(descriptor).st_size
-        source = container.Target(descriptor, write=False)
-        try:
-            with h5py.File(source, "r") as file:
-                version = int(file.attrs["format_version"])
-                if version > 1:
-                    raise _Newer(version) if version > FORMAT_VERSION else ValueError("no user block")
-                self.sha = str(file.attrs["sha256"])[:64]
-                _check_plain(file.id, size)
-                header = bytes(file["header"][()])
-                self._arrays = _arrays(file["data"].id if "data" in file else None, size)
-        except (MemoryError, _Newer):
-            raise
-        except Exception as error:  # h5py answers damaged files with many types of exception
-            if source.error is not None:
-                raise source.error from error
-            raise ValueError(f"its HDF5 structure ({error})") from error
-        if _checksum(header, self._arrays) != self.sha:
-            raise ValueError("")
-        self.tree = json.loads(header)
-        if not isinstance(self.tree, dict):
-            raise ValueError("its header")
-
-    @on_the_cpu
-    def tensor(self, leaf: Any) -> Tensor:
-        """The tensor that stands for an entry of the tree."""
-        dtype = payload.dtype_of(leaf["dtype"])
-        flat = torch.from_numpy(np.array(self._arrays[leaf["tensor"]]).reshape(-1))
-        return (flat if flat.dtype == dtype else flat.view(dtype)).reshape(leaf["shape"])
-
-    def holds(self, leaf: Any, tensor: Tensor) -> bool:
-        """Whether an entry of the tree stands for this tensor."""
-        stored = self.tensor(leaf)
-        return stored.dtype == tensor.dtype and stored.shape == tensor.shape and torch.equal(stored, tensor.cpu())
-
-
-def _arrays(group: Any, size: int) -> dict[str, np.ndarray]:
-    """Every dataset below `data`, each looked at first; walked without recursion, to a bounded depth."""
-    found: dict[str, np.ndarray] = {}
-    waiting = [(group, "")] if group is not None else []
-    room = size
-    while waiting:
-        here, prefix = waiting.pop()
-        if prefix.count("/") > _DEEPEST or len(found) > _MOST:
-            raise ValueError("more groups or datasets than any iterate has")
-        for name in here:
-            room = room - 1
-            if room < 0 or here.links.get_info(name).type != h5py.h5l.TYPE_HARD:
-                raise ValueError("a link to elsewhere")
-            item = h5py.h5o.open(here, name)
-            path = prefix + name.decode()
-            if isinstance(item, h5py.h5g.GroupID):
-                waiting.append((item, f"{path}/"))
-            elif isinstance(item, h5py.h5d.DatasetID):
-                room -= _check_dataset(item, room)
-                found[path] = np.asarray(h5py.Dataset(item)[()])
-            else:
-                raise ValueError(f"{path[:80]} is neither group nor dataset")
-    return found
-
-
-def _check_plain(file: Any, size: int) -> None:
-    if file.links.get_info(b"header").type != h5py.h5l.TYPE_HARD:
-        raise ValueError("a link to elsewhere")
-    header = h5py.h5o.open(file, b"header")
-    if not isinstance(header, h5py.h5d.DatasetID):
-        raise ValueError("its header is no dataset")
-    _check_dataset(header, size)
-    if header.dtype != np.uint8 or len(header.shape) != 1:
-        raise ValueError("its header is no text")
-
-
-def _check_dataset(dataset: Any, room: int) -> int:
-    """Bytes of a dataset that holds plain numbers of its own file; ValueError for any other."""
-    plan = dataset.get_create_plist()
-    if plan.get_layout() not in (h5py.h5d.CONTIGUOUS, h5py.h5d.COMPACT):
-        raise ValueError("a dataset whose layout is neither contiguous nor compact")
-    if plan.get_external_count() or plan.get_nfilters():
-        raise ValueError("a dataset with external storage or filters")
-    if dataset.dtype.hasobject or dataset.dtype.kind not in "fiucb":
-        raise ValueError("a dataset of no numbers")
-    size = int(np.prod(dataset.shape, dtype=object)) * dataset.dtype.itemsize
-    if size > room or (size and plan.get_layout() == h5py.h5d.CONTIGUOUS and dataset.get_offset() is None):
-        raise ValueError("a dataset that is larger than its file")
-    return size
-
-
-def _checksum(header: bytes, arrays: Mapping[str, np.ndarray]) -> str:
-    sha = hashlib.sha256(header)
-    for name in sorted(arrays):
-        array = arrays[name]
-        sha.update(f"\0{name}\0{array.dtype.str}\0{array.shape}\0".encode())
-        sha.update(np.ascontiguousarray(array).data)
-    return sha.hexdigest()
