@@ -43,6 +43,7 @@ FLOORS = [
     {"trajectory"},
     {"tasks"},
     {"training"},
+    {"updates"},
     {"measuring"},
     {"comparing"},
     {"reporting"},
