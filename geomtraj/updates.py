@@ -109,8 +109,17 @@ class Plan:
         return self.build(groups[0] if len(groups) == 1 else [{"params": group} for group in groups])
 
 
-def planned(iterate: Iterate, factories: Factory | Sequence[Factory] | None = None) -> list[Plan]:
+def planned(
+    iterate: Iterate,
+    factories: Factory | Sequence[Factory] | None = None,
+    registered: Mapping[str, Factory] = FACTORIES,
+) -> list[Plan]:
     """How to build the optimizers of an iterate's run.
+
+    Args:
+        iterate: The iterate.
+        factories: As for `next_update`.
+        registered: Class name -> factory.
 
     Raises:
         NotRecorded: As for `next_update`.

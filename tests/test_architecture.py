@@ -35,6 +35,7 @@ FLOORS = [
     {"recognised"},
     {"attention", "fingerprint"},
     {"problem"},
+    {"sampling"},
     {"operators"},
     {"linalg"},
     {"curvature"},

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from geomtraj.errors import InputError, TrajectoryError
+from geomtraj.measuring.arrays import Arrays, table_of
 from geomtraj.statistics.base import Quantity
 
 FORMAT_VERSION = 2
@@ -42,6 +43,7 @@ class Measurement:
             raised an error; "code" where it is defined outside geomtraj; "guard", what checking the derivatives found;
             "blocks", {label: [kind, shape]} of the quantities that belong to blocks (`geomtraj.blocks.Block.kind`).
         iterate: Checksum of the parameters and buffers it was measured at; empty where that is not known.
+        arrays: Numbers in bulk by name, NumPy arrays; stored ones are read when they are asked for.
     """
 
     step: int
@@ -55,6 +57,7 @@ class Measurement:
     seconds: float = 0.0
     made: dict[str, Any] = field(default_factory=dict)
     iterate: str = ""
+    arrays: Arrays = field(default_factory=Arrays, compare=False, repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """The record in JSON's types; numbers that are not finite are "NaN", "Infinity" and "-Infinity".
@@ -66,7 +69,8 @@ class Measurement:
         content["quantities"] = {
             label: {"value": q.value, "low": q.low, "high": q.high} for label, q in self.quantities.items()
         }
-        return {"format_version": FORMAT_VERSION, **strict(content)}
+        table = self.arrays.to_json()
+        return {"format_version": FORMAT_VERSION, **strict(content | ({"arrays": table} if table else {}))}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Measurement:
@@ -108,6 +112,8 @@ def _record(content: dict[str, Any]) -> Measurement:
         elif name in _NEEDED:
             raise TrajectoryError(f"it has no {name!r}")
     fields["quantities"] = {label: _quantity(label, q) for label, q in fields["quantities"].items()}
+    if "arrays" in content:
+        fields["arrays"] = Arrays(table=table_of(content["arrays"]))
     return Measurement(**fields)
 
 

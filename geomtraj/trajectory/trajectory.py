@@ -72,9 +72,7 @@ class Iterate:
         """The rate of each parameter group in the step from here; empty where no optimizer state was stored."""
         states = self.optimizer_state or []
         groups = [g for s in (states if isinstance(states, list) else [states]) for g in s.get("param_groups", ())]
-        return tuple(
-            float(self.changed.get(f"{i}/lr", group["lr"])) for i, group in enumerate(groups) if "lr" in group
-        )
+        return tuple(float(self.changed.get(f"{i}/lr", group["lr"])) for i, group in enumerate(groups) if "lr" in group)
 
     @property
     def learning_rate(self) -> float | None:
