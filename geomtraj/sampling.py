@@ -102,6 +102,6 @@ def _others(part: Any) -> Iterator[str]:
 
 def _not_apart(why: str) -> InputError:
     return InputError(
-        f"minibatches cannot be drawn from these batches, which {why}: give batches whose every tensor has the examples "
-        "on its first axis, of the same further shape in each."
+        f"minibatches cannot be drawn from these batches, which {why}: give batches whose every tensor has the "
+        "examples on its first axis, of the same further shape in each."
     )

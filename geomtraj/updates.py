@@ -56,8 +56,9 @@ def next_update(
     `step()` (clipping, noise) is not repeated. Frozen parameters, those that the loss does not reach and those that no
     optimizer holds stay where they are.
 
-    An optimizer that asks for a closure (`LBFGS`, SAM) gets one that evaluates the same batches. Several optimizers step
-    one after the other on one gradient. The model, its gradients and buffers and all generators are left as they were.
+    An optimizer that asks for a closure (`LBFGS`, SAM) gets one that evaluates the same batches. Several optimizers
+    step one after the other on one gradient. The model, its gradients and buffers and all generators are left as
+    they were.
 
     Args:
         problem: The loss; its model is of the recorded kind. Its selected parameters are those of the result.
@@ -97,11 +98,10 @@ class Plan:
     Args:
         groups: Names of the parameters, group by group.
         build: The parameters -> the optimizer.
-        state: Its stored state.
     """
 
-    def __init__(self, groups: list[list[str]], build: Factory, state: dict[str, Any]):
-        self.groups, self.build, self.state = groups, build, state
+    def __init__(self, groups: list[list[str]], build: Factory):
+        self.groups, self.build = groups, build
 
     def built(self, values: Mapping[str, Tensor]) -> Optimizer:
         """The optimizer on these parameters, without its state."""
@@ -139,13 +139,13 @@ def planned(
         )
     states = states if isinstance(states, list) else [states]
     described = _described(iterate, states)
-    if factories is None or callable(factories):
-        factories = [factories] * len(states)
-    if len(factories) != len(states):
-        raise InputError(f"{len(factories)} factories for {len(states)} recorded optimizers: give one for each.")
+    given: list[Factory | None]
+    given = [factories] * len(states) if factories is None or callable(factories) else list(factories)
+    if len(given) != len(states):
+        raise InputError(f"{len(given)} factories for {len(states)} recorded optimizers: give one for each.")
     return [
-        Plan(about["groups"], factory or _builder(about), state)
-        for about, factory, state in zip(described, factories, states, strict=True)
+        Plan(about["groups"], _builder(about) if factory is None else factory)
+        for about, factory in zip(described, given, strict=True)
     ]
 
 
@@ -179,8 +179,8 @@ def _builder(about: Mapping[str, Any]) -> Factory:
                 return lambda params: of_groups([g["params"] if isinstance(g, dict) else g for g in params])
     raise NotRecorded(
         f"the run was trained with {name or 'an optimizer of unknown name'}{f' of {module}' if module else ''}, which "
-        f"geomtraj cannot build by itself: pass optimizer=lambda params: {name or 'Name'}(params, ...) with the settings "
-        "of training, or register it with geomtraj.updates.register_optimizer for gt.measure."
+        f"geomtraj cannot build by itself: pass optimizer=lambda params: {name or 'Name'}(params, ...) with the "
+        "settings of training, or register it with geomtraj.updates.register_optimizer for gt.measure."
     )
 
 
@@ -228,7 +228,7 @@ class _Step:
         self._set_gradients()
         try:
             for optimizer in self._optimizers(plans):
-                optimizer.step(self._closure)
+                optimizer.step(self._closure)  # type: ignore[arg-type]  # torch's own closures give tensors
         except GeomtrajError:
             raise
         except Exception as error:
@@ -276,23 +276,24 @@ class _Step:
         for value in self.values.values():
             value.grad = None
         total = torch.zeros((), dtype=self.problem.dtype, device=self.problem.device)
-        targets = {name: value for name, value in self.values.items() if value.requires_grad}
+        targets = [value for value in self.values.values() if value.requires_grad]
         for batch in self.batches:
             losses, weights = self.problem.losses(self.stand_ins, batch)
             if alone:  # as a loop writes it, so that not a bit differs
-                value = losses.mean() if weights is None else (losses * weights).sum() / weights.sum()
+                mean = losses.mean() if weights is None else (losses * weights).sum() / weights.sum()
             else:
-                value = (losses.sum() if weights is None else (losses * weights).sum()) / weight
-            total = total + value.detach()
-            if value.requires_grad:
-                found = torch.autograd.grad(value, list(targets.values()), allow_unused=True)
-                for target, gradient in zip(targets.values(), found, strict=True):
+                mean = (losses.sum() if weights is None else (losses * weights).sum()) / weight
+            total = total + mean.detach()
+            if mean.requires_grad:
+                for target, gradient in zip(
+                    targets, torch.autograd.grad(mean, targets, allow_unused=True), strict=True
+                ):
                     if gradient is not None:
                         target.grad = gradient if target.grad is None else target.grad + gradient
         if shared:
-            for target in targets.values():
-                gradient = torch.zeros_like(target) if target.grad is None else target.grad
-                target.grad = self.problem.over_ranks(gradient.clone())
+            for target in targets:
+                whole = torch.zeros_like(target) if target.grad is None else target.grad.clone()
+                target.grad = self.problem.over_ranks(whole.detach())
         return total
 
     def _weight(self) -> float:

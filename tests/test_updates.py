@@ -6,6 +6,7 @@ from torch.nn import functional as F
 import geomtraj as gt
 from geomtraj import updates
 from geomtraj.errors import InputError, NotRecorded, TrajectoryError
+from geomtraj.trajectory.log import read_log
 
 X = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(12) % 3
@@ -274,7 +275,7 @@ def test_the_learning_rate_is_that_of_the_step_from_here(tmp_path):
         assert run[step].learning_rate == expected.get_last_lr()[0]
         optimizer.step()
         expected.step()
-    assert run[0].logged == {} and run.log == [] and gt.trajectory.log.read_log(run.path) == []
+    assert run[0].logged == {} and run.log == [] and read_log(run.path) == []
     plain = record(tmp_path / "plain", simple("SGD", lr=0.1))
     assert plain[1].learning_rates == (0.1,) and not plain[1].changed
     without = record(tmp_path / "without", simple("SGD", lr=0.1), optimizer_state=False)

@@ -15,8 +15,8 @@ from geomtraj._version import __version__
 from geomtraj.errors import GeomtrajError, InputError
 from geomtraj.failures import is_out_of_memory
 from geomtraj.isolation import in_plain_torch, one_at_a_time, preserved_state
-from geomtraj.measuring.code import code_of, failure_code
 from geomtraj.measuring.arrays import Arrays
+from geomtraj.measuring.code import code_of, failure_code
 from geomtraj.measuring.content import Seen, content_of, settled, stamp_of
 from geomtraj.measuring.history import Place, put_into
 from geomtraj.measuring.record import Measurement, from_text, to_text

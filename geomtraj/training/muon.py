@@ -45,7 +45,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
     @classmethod
     def of_groups(cls, groups: list[list[Tensor]]) -> MuonWithAdamW:
         """The optimizer of these parameters, group by group; its settings come with the state that is loaded."""
-        return cls(*groups, lr=1e-3)
+        matrices, rest = groups
+        return cls(matrices, rest, lr=1e-3)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
