@@ -15,6 +15,7 @@ from geomtraj.splitting import join, split
 from geomtraj.statistics import REGISTRY as STATISTICS
 from geomtraj.statistics import RMed, Statistic, r_med
 from geomtraj.trajectory import Iterate, Recorder, Trajectory, at, either, every, log_spaced
+from geomtraj.updates import next_update
 
 __all__ = [
     "GGN",
@@ -51,6 +52,7 @@ __all__ = [
     "join",
     "log_spaced",
     "measure",
+    "next_update",
     "plot",
     "r_med",
     "report",

@@ -26,6 +26,10 @@ class TrajectoryError(GeomtrajError):
     """A stored trajectory or result is missing, damaged, of another model or of another format."""
 
 
+class NotRecorded(TrajectoryError, InputError):
+    """What is asked for needs something that the run was recorded without."""
+
+
 class ComputationError(GeomtrajError, RuntimeError):
     """The numbers did not come out: a non-finite loss, a job that would take hours, memory that does not suffice."""
 

@@ -61,8 +61,14 @@ class Objective:
         self._defaults = (torch.get_default_dtype(), torch.get_default_device())
 
     @contextmanager
-    def session(self, generators: Iterable[torch.Generator] = ()) -> Iterator[None]:
-        """Everything that an evaluation needs set, and everything put back at the end, also after an error."""
+    def session(self, generators: Iterable[torch.Generator] = (), *, as_trained: bool = False) -> Iterator[None]:
+        """Everything that an evaluation needs set, and everything put back at the end, also after an error.
+
+        Args:
+            generators: Whose states are put back too.
+            as_trained: Whether fused kernels stay, as training uses them; what they compute cannot be differentiated
+                twice.
+        """
         with ExitStack() as stack:
             stack.enter_context(one_at_a_time())
             stack.enter_context(preserved_rng(generators))
@@ -72,7 +78,8 @@ class Objective:
             stack.enter_context(preserved_model(self.model, self.mode == "train"))
             stack.enter_context(exact_arithmetic())
             stack.enter_context(uncompiled())
-            stack.enter_context(twice_differentiable(self.model))
+            if not as_trained:
+                stack.enter_context(twice_differentiable(self.model))
             yield
 
     @contextmanager

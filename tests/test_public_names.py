@@ -19,6 +19,7 @@ SIGNATURES = {
     "r_med": "problem, method='auto', seed=0, theta=None",
     "Recorder": "path, model, optimizer, schedule=None, meta=None",
     "Trajectory": "path",
+    "next_update": "problem, iterate, optimizer=None, batches=None",
     "measure": "trajectory, problem, statistics=('r_med', 'spectrum'), executor=None, resume=True",
     "contrast": "groups, statistic='r_med', at='loss'",
     "report": "groups, path='report.html'",

@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from geomtraj.errors import TrajectoryError
+from geomtraj.measuring.arrays import FOLDER as ARRAYS
 from geomtraj.measuring.folder import FOLDER, listed, read_stored, without_damaged
 from geomtraj.measuring.results import of_other_iterates
 from geomtraj.measuring.summary import NAME, read_summary
@@ -47,6 +48,8 @@ def check_results(folder: str | Path) -> list[Finding]:
     with suppress(TrajectoryError):  # a damaged manifest is named elsewhere
         others = of_other_iterates(where, {}, results)
     for m in results:
+        if m.arrays.path is not None and (fault := m.arrays.verify()):
+            found.append((f"{FOLDER}/{ARRAYS}/{m.arrays.path.name}", fault))
         if others.get(m.step, m.iterate) not in (m.iterate, ""):  # those that cannot be read are named elsewhere
             found.append((f"{FOLDER}: step {m.step}, {m.statistic}", "it is of another iterate than is recorded now"))
     return found
@@ -64,13 +67,20 @@ def repair_results(folder: str | Path) -> list[str]:
     stored, done = read_stored(folder), []
     bad = {name.split(",")[0] for name in (*stored.damaged, *stored.misnamed)}
     own, packs = listed(folder)
+    arrays = {m.arrays.path for m in stored.results.values() if m.arrays.path is not None and m.arrays.verify()}
+    for path in sorted(arrays):
+        target = _moved(path)
+        done.append(f"kept {FOLDER}/{ARRAYS}/{path.name} as {target.name}")
     for path in [path for path in (*packs, *(path for _, _, path in own)) if path.name in bad]:
-        target = numbered(path, ".damaged")
         if path in packs:
             without_damaged(path)
-        try:
-            path.rename(target)
-        except OSError as error:
-            raise TrajectoryError(f"cannot rename {path} ({error.strerror}): make its folder writable.") from error
-        done.append(f"kept {FOLDER}/{path.name} as {target.name}")
+        done.append(f"kept {FOLDER}/{path.name} as {_moved(path).name}")
     return done
+
+
+def _moved(path: Path) -> Path:
+    target = numbered(path, ".damaged")
+    try:
+        return path.rename(target)
+    except OSError as error:
+        raise TrajectoryError(f"cannot rename {path} ({error.strerror}): make its folder writable.") from error

@@ -16,11 +16,13 @@ import re
 import uuid
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 from geomtraj.errors import TrajectoryError
+from geomtraj.measuring.arrays import Arrays
 from geomtraj.measuring.record import Measurement, NewerFormat, from_text, to_text
 from geomtraj.trajectory.files import write_bytes
 
@@ -59,15 +61,42 @@ def result_path(folder: Path, step: int, result_key: str) -> Path:
     return folder / FOLDER / f"{step:08d}.{result_key}.json"
 
 
-def write_measurement(folder: Path, measurement: Measurement) -> Path:
-    """Stores one measurement, whole or not at all.
+def write_measurement(folder: Path, measurement: Measurement) -> Measurement:
+    """Stores one measurement, whole or not at all; its arrays first, so that no record stands without them.
+
+    Returns:
+        The measurement with arrays that are read from where they were written.
 
     Raises:
         TrajectoryError: The disk is full; what was stored before stays.
     """
     path = result_path(folder, measurement.step, key_of(measurement))
+    if len(measurement.arrays):
+        measurement = replace(measurement, arrays=measurement.arrays.stored(path.stem, path.parent))
     write_bytes(path, to_text(measurement))
-    return path
+    if measurement.arrays.path is not None:
+        for earlier in measurement.arrays.path.parent.glob(f"{escape(path.stem)}.*.npz"):
+            if earlier != measurement.arrays.path:
+                earlier.unlink(missing_ok=True)
+    return measurement
+
+
+def read_one(folder: Path, step: int, result_key: str) -> Measurement | None:
+    """A result that stands in a file of its own; None where there is none, or it does not hold."""
+    path = result_path(folder, step, result_key)
+    with suppress(OSError, TrajectoryError):
+        found = _with_arrays(from_text(path.read_bytes()), path.parent)
+        if found is not None and (found.step, key_of(found)) == (step, result_key):
+            return found
+    return None
+
+
+def _with_arrays(measurement: Measurement, folder: Path) -> Measurement | None:
+    """The measurement with its arrays found below the folder of the results; None where their file is not whole."""
+    if not measurement.arrays.to_json():
+        return measurement
+    arrays = Arrays(table=measurement.arrays.to_json(), folder=folder)
+    return replace(measurement, arrays=arrays) if arrays.whole else None
 
 
 @dataclass
@@ -169,7 +198,7 @@ def _read(path: Path) -> bytes:
 def _whole(text: bytes, path: Path) -> Measurement | None:
     """The measurement in a text; None if it is damaged."""
     try:
-        return from_text(text)
+        return _with_arrays(from_text(text), path.parent)
     except NewerFormat as error:
         raise TrajectoryError(f"{path} cannot be read: {error}.") from error
     except TrajectoryError:

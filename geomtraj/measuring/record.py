@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from geomtraj.errors import InputError, TrajectoryError
+from geomtraj.measuring.arrays import Arrays, table_of
 from geomtraj.statistics.base import Quantity
 from geomtraj.status import OK, Code, Status
 
@@ -43,6 +44,7 @@ class Measurement:
             raised an error; "code" where it is defined outside geomtraj; "guard", what checking the derivatives found;
             "blocks", {label: [kind, shape]} of the quantities that belong to blocks (`geomtraj.blocks.Block.kind`).
         iterate: Checksum of the parameters and buffers it was measured at; empty where that is not known.
+        arrays: Numbers in bulk by name, NumPy arrays; stored ones are read when they are asked for.
     """
 
     step: int
@@ -56,6 +58,7 @@ class Measurement:
     seconds: float = 0.0
     made: dict[str, Any] = field(default_factory=dict)
     iterate: str = ""
+    arrays: Arrays = field(default_factory=Arrays, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "status", Status.read(self.status))
@@ -90,7 +93,8 @@ class Measurement:
         }
         if self.status != OK:
             content["remarks"] = Status.read(self.status).to_json()
-        return {"format_version": FORMAT_VERSION, **strict(content)}
+        table = self.arrays.to_json()
+        return {"format_version": FORMAT_VERSION, **strict(content | ({"arrays": table} if table else {}))}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Measurement:
@@ -137,6 +141,8 @@ def _record(content: dict[str, Any]) -> Measurement:
             fields["status"] = Status.from_json(content["remarks"])
         except (TypeError, ValueError):
             raise TrajectoryError(f"its 'remarks' are {content['remarks']!r:.40}") from None
+    if "arrays" in content:
+        fields["arrays"] = Arrays(table=table_of(content["arrays"]))
     return Measurement(**fields)
 
 

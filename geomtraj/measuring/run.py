@@ -15,6 +15,7 @@ from typing import Any
 from geomtraj.errors import InputError, TrajectoryError
 from geomtraj.measuring.content import Seen
 from geomtraj.measuring.folder import PACK_FROM, counted, key, pack, write_measurement
+from geomtraj.measuring.history import check_needs
 from geomtraj.measuring.lookup import Lookup, look_up, loss_holds, other_iterates
 from geomtraj.measuring.progress import Bar, Pace, in_words, widths
 from geomtraj.measuring.record import Measurement
@@ -25,6 +26,7 @@ from geomtraj.measuring.workers import executor_of, in_executor, split
 from geomtraj.problem import Problem
 from geomtraj.statistics import Loss, Statistic, resolve
 from geomtraj.trajectory import Trajectory
+from geomtraj.updates import FACTORIES
 
 DEFAULT_STATISTICS = ("r_med", "spectrum")
 
@@ -77,6 +79,7 @@ def measure(
 
     Raises:
         InputError: An unknown statistic or setting, or arguments of the wrong kind.
+        NotRecorded: A statistic needs what the trajectory does not hold; nothing has been measured then.
         TrajectoryError: The model is not of the recorded kind, or the disk is full; what was stored stays.
         ComputationError: The executor fails; what was stored stays.
     """
@@ -85,6 +88,7 @@ def measure(
     if not isinstance(problem, Problem):
         raise InputError(f"measure(trajectory, problem) needs a gt.Problem, not {type(problem).__name__}.")
     chosen = {s.name: s for s in resolve([Loss(), *resolve(statistics, settings)])}
+    check_needs(trajectory, chosen.values())
     folder = trajectory.path if out is None else Path(out)
     run = _Run(trajectory, problem, chosen, folder)
     lookup = run.looked_up(resume, retry)
@@ -107,7 +111,7 @@ class _Run:
     def __init__(self, trajectory: Trajectory, problem: Problem, statistics: dict[str, Statistic], folder: Path):
         self.trajectory, self.problem, self.statistics, self.folder = trajectory, problem, statistics, folder
         self.fingerprint = problem.fingerprint()
-        self.job = Job(trajectory, problem, statistics, self.fingerprint)
+        self.job = Job(trajectory, problem, statistics, self.fingerprint, folder, dict(FACTORIES))
         self.found: list[Measurement] = []
         self.seen: dict[int, Seen] = {}
         self.remarks: list[str] = []
@@ -227,7 +231,8 @@ class _Run:
 
     def _made(self, m: Measurement, bar: Bar, pace: Pace) -> None:
         if m.iterate:  # nothing is known of an unreadable iterate
-            self.by_the_first(lambda: write_measurement(self.folder, m))
+            stored = self.by_the_first(lambda: write_measurement(self.folder, m))
+            m = m if stored is None else stored
             self._written += 1
             if self._written % PACK_FROM == 0:
                 self.by_the_first(lambda: pack(self.folder))

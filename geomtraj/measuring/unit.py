@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Generator
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,14 +15,16 @@ from geomtraj._version import __version__
 from geomtraj.errors import GeomtrajError, InputError
 from geomtraj.failures import is_out_of_memory
 from geomtraj.isolation import in_plain_torch, one_at_a_time, preserved_state
+from geomtraj.measuring.arrays import Arrays
 from geomtraj.measuring.code import code_of, failure_code
 from geomtraj.measuring.content import Seen, content_of, settled, stamp_of
+from geomtraj.measuring.history import Place, put_into
 from geomtraj.measuring.record import Measurement, from_text, to_text
 from geomtraj.operators import with_remark
 from geomtraj.problem import Problem
 from geomtraj.statistics import Outcome, Point, Statistic
 from geomtraj.status import Code, Remark, Status
-from geomtraj.trajectory import Iterate, Trajectory, model_state
+from geomtraj.trajectory import Trajectory
 from geomtraj.trajectory.store import DamagedFile
 
 
@@ -34,12 +37,16 @@ class Job:
         problem: The loss.
         statistics: By name.
         fingerprint: Of the problem; it takes a pass over the batches to find it.
+        folder: Where results are kept; None for nowhere.
+        factories: Class name -> how to build an optimizer, as `geomtraj.updates.register_optimizer` was told.
     """
 
     trajectory: Trajectory
     problem: Problem
     statistics: dict[str, Statistic]
     fingerprint: str
+    folder: Path | None = None
+    factories: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -101,23 +108,12 @@ def at_iterate(job: Job, unit: Unit) -> Generator[Read | Measurement, None, None
             return
         with preserved_state(problem.model):
             put_into(problem, trajectory, iterate)
-            point = Point(problem)
+            point = Point(problem, history=Place(job, iterate, content))
             made = made_by(job)
             blank = Measurement(unit.step, iterate.wall_time, "", {}, {}, made=made, iterate=content)
             del iterate
             for name in (*unit.missing, *stale):
                 yield _measured(statistics[name], point, blank, unit.first)
-
-
-def put_into(problem: Problem, trajectory: Trajectory, iterate: Iterate) -> None:
-    """The iterate's parameters and buffers, the frozen and tied ones included, into the problem's model.
-
-    Raises:
-        TrajectoryError: The trajectory is of another model; nothing is changed then.
-    """
-    content = {"parameters": iterate.parameters, "buffers": iterate.buffers}
-    model_state.check_same_model(problem.model, content, trajectory.path)
-    model_state.restore(problem.model, content)
 
 
 def made_by(job: Job) -> dict[str, Any]:
@@ -158,7 +154,7 @@ def _measured(statistic: Statistic, point: Point, blank: Measurement, first: boo
             seconds=time.perf_counter() - started,
             made=blank.made | _about_blocks(point.problem, outcome) | _about_guard(point.problem),
         )
-        return from_text(to_text(found))  # as it will be read
+        return replace(from_text(to_text(found)), arrays=Arrays(outcome.arrays))  # as it will be read
     except Exception as error:
         if shared(point.problem) or (first and isinstance(error, InputError)) or _refused(point.problem):
             raise

@@ -167,7 +167,7 @@ def in_executor(
     """
     trajectory = copy.copy(job.trajectory)
     trajectory.path = trajectory.path.resolve()  # workers may stand in another folder
-    job = replace(job, trajectory=trajectory)
+    job = replace(job, trajectory=trajectory, folder=None if job.folder is None else job.folder.resolve())
     packed = cloudpickle.dumps(job)
     token = hashlib.sha256(packed).hexdigest()
     with tempfile.TemporaryDirectory(prefix="geomtraj-", ignore_cleanup_errors=True) as folder:

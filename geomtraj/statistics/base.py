@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any, ClassVar, get_args, get_type_hints
+from typing import Any, ClassVar, Protocol, TypeVar, get_args, get_type_hints
 
+import numpy as np
 from torch import Tensor
 
+from geomtraj.diagonals import Diagonal, diagonal
 from geomtraj.errors import InputError, unknown_name
+from geomtraj.linalg import Eigenpairs, eigsh
 from geomtraj.operators import Hessian
 from geomtraj.problem import Problem
+from geomtraj.sampling import minibatches
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,31 +52,131 @@ class Outcome:
         details: Whatever else is worth keeping, in JSON's types.
         status: "ok", or the reason why a number is missing or doubtful: a `Status`, whose remarks name the quantities
             that they are about, or a sentence about all of them.
-        matvecs: Hessian-vector products spent.
+        matvecs: Hessian-vector products spent; none for what another statistic at the point had measured already.
+        arrays: Numbers in bulk (eigenvectors, densities) by name, which are stored beside the record.
     """
 
     quantities: dict[str, Quantity]
     details: dict[str, Any] = field(default_factory=dict)
     status: str = "ok"
     matvecs: int = 0
+    arrays: dict[str, np.ndarray] = field(default_factory=dict, compare=False)
+
+
+class History(Protocol):
+    """Where a point stands on a trajectory, as measuring makes it."""
+
+    @property
+    def iterate(self) -> Any:
+        """The `Iterate` of this point."""
+
+    @property
+    def before(self) -> Any:
+        """The recorded iterate before it, None at the first one."""
+
+    @property
+    def after(self) -> Any:
+        """The recorded iterate after it, None at the last one."""
+
+    @property
+    def trajectory(self) -> Any:
+        """The `Trajectory`."""
+
+    def next_update(self, problem: Problem, batches: list[Any] | None) -> Tensor:
+        """The optimizer's own next step, shape (P,)."""
+
+    def found_before(self, statistic: Statistic) -> Any:
+        """The stored `Measurement` of the same statistic at the iterate before; None where there is none."""
+
+    def standing_before(self, problem: Problem) -> AbstractContextManager[Point]:
+        """The problem's model holds the iterate before inside the block."""
 
 
 class Point:
     """A problem at one theta, with what several statistics share computed once.
 
+    What is shared depends on its arguments alone, so that a number is the same whatever else is measured.
+
     Args:
         problem: The loss.
         theta: Where to measure, shape (P,); the current parameters if left out.
+        history: Where it stands on a trajectory; None for a point of its own.
     """
 
-    def __init__(self, problem: Problem, theta: Tensor | None = None):
+    def __init__(self, problem: Problem, theta: Tensor | None = None, history: History | None = None):
         self.problem = problem
         self.theta = problem.checked(theta)
+        self._history = history
+        self._shared: dict[tuple[Any, ...], Any] = {}
+
+    @property
+    def history(self) -> History:
+        """Where it stands on a trajectory.
+
+        Raises:
+            InputError: It stands on none.
+        """
+        if self._history is None:
+            raise InputError(
+                "this point is not one of a trajectory, so it has no iterate, no neighbours and no optimizer: measure "
+                "with gt.measure(trajectory, problem, ...)."
+            )
+        return self._history
+
+    @property
+    def iterate(self) -> Any:
+        """The iterate: step, optimizer state, logged values, learning rate; errors as for `history`."""
+        return self.history.iterate
+
+    @property
+    def before(self) -> Any:
+        """The recorded iterate before this one, read when it is asked for; None at the first."""
+        return self.history.before
+
+    @property
+    def after(self) -> Any:
+        """The recorded iterate after this one, read when it is asked for; None at the last."""
+        return self.history.after
+
+    def vector(self, iterate: Any) -> Tensor:
+        """An iterate's values of the problem's parameters, shape (P,), on the problem's device."""
+        flat = self.problem.layout.flatten(iterate.parameters)
+        return flat.to(self.problem.device, self.problem.dtype)
+
+    def next_update(self, batch: Any = None) -> Tensor:
+        """The optimizer's own next step theta_next - theta, shape (P,); see `gt.next_update`.
+
+        Args:
+            batch: What the gradient is taken on; the problem's batches if left out.
+        """
+        if batch is not None:
+            return self.history.next_update(self.problem, [batch])
+        return self.shared("next_update", lambda: self.history.next_update(self.problem, None))
+
+    def minibatches(self, size: int, count: int, seed: int) -> list[Any]:
+        """Batches of `size` distinct examples of the problem, drawn independently of each other.
+
+        Raises:
+            InputError: There are not so many examples, or the batches cannot be taken apart.
+        """
+        return minibatches(self.problem, size, count, seed)
+
+    def shared(self, name: str, make: Callable[[], T], *arguments: Any) -> T:
+        """What `make` gives, kept at this point under a name and the arguments that it depends on."""
+        key = (name, *arguments)
+        if key not in self._shared:
+            self._shared[key] = make()
+        return self._shared[key]
 
     @cached_property
     def loss(self) -> float:
         """L(theta)."""
         return float(self.problem.loss(self.theta))
+
+    @cached_property
+    def gradient(self) -> Tensor:
+        """The gradient of L, shape (P,)."""
+        return self.problem.gradient(self.theta)
 
     @cached_property
     def hessian(self) -> Hessian:
@@ -78,6 +186,15 @@ class Point:
         measurement would not give the same bits.
         """
         return Hessian(self.problem, self.theta, WAY)
+
+    def eigenpairs(self, k: int, which: str = "LA", tol: float = 1e-4, seed: int = 0) -> Eigenpairs:
+        """Extreme eigenpairs of the Hessian, as by `gt.eigsh`."""
+        return self.shared("eigenpairs", lambda: eigsh(self.hessian, k, which, tol, seed), k, which, tol, seed)
+
+    def diagonal(self, method: str = "auto", samples: int = 64, seed: int = 0) -> Diagonal:
+        """The diagonal of the Hessian, as by `gt.diagonal`."""
+        make = functools.partial(diagonal, self.problem, method, samples, seed, self.theta)
+        return self.shared("diagonal", make, method, samples, seed)
 
 
 WAY = "kept"
@@ -91,10 +208,17 @@ class Statistic(ABC):
     Where there is a public function of the same name, settings have its names and defaults.
 
     A new one is a frozen dataclass in a file of its own, and a line in `geomtraj/statistics/__init__.py`.
+
+    Attributes:
+        name: What it is asked for by.
+        title: What it is, in words.
+        needs: What a trajectory must hold for it: "optimizer" (the optimizer's state and all parameters), "before"
+            (two iterates at least), "trajectory". A trajectory that does not is refused before anything is measured.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def measure(self, point: Point) -> Outcome:

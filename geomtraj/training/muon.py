@@ -42,6 +42,12 @@ class MuonWithAdamW(torch.optim.Optimizer):
         super().__init__([*muon.param_groups, *adamw.param_groups], {})
         self._parts: tuple[torch.optim.Optimizer, ...] = (muon, adamw)
 
+    @classmethod
+    def of_groups(cls, groups: list[list[Tensor]]) -> MuonWithAdamW:
+        """The optimizer of these parameters, group by group; its settings come with the state that is loaded."""
+        matrices, rest = groups
+        return cls(matrices, rest, lr=1e-3)
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of both; returns the closure's loss."""

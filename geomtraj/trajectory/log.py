@@ -21,6 +21,8 @@ from geomtraj.trajectory.files import read_text, replace_file, vanished, write_a
 
 NAME = "log.jsonl"
 RESERVED = ("step", "wall_time", "_row", "_crc")
+NEXT = "_next/"
+"""Before the name of an optimizer's setting that a scheduler changed between an iterate and the step from it."""
 
 
 class LogWriter:
@@ -142,10 +144,14 @@ class LogReading:
         return " and ".join(parts) or "every row is whole"
 
 
-def read_log(folder: Path) -> list[dict[str, Any]]:
+def read_log(folder: Path, *, settings: bool = False) -> list[dict[str, Any]]:
     """One row per logged step, in order: step, wall_time and the scalars (the last of each name).
 
     A row that a killed process left half-written is passed over; a warning counts those that are damaged.
+
+    Args:
+        folder: The trajectory's folder.
+        settings: Whether to give changed settings of the optimizer too, whose names begin with `NEXT`.
 
     Raises:
         TrajectoryError: The log is there and cannot be read.
@@ -153,7 +159,12 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     reading = inspect_log(folder)
     if reading.passed_over:
         warnings.warn(f"{folder / NAME}: {reading.described()}; `geomtraj verify` lists what is left.", stacklevel=3)
-    return reading.rows
+    return reading.rows if settings else [row for row in map(logged, reading.rows) if len(row) > 2]
+
+
+def logged(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row without changed settings of the optimizer."""
+    return {name: value for name, value in row.items() if not name.startswith(NEXT)}
 
 
 def inspect_log(folder: Path) -> LogReading:

@@ -7,6 +7,7 @@ import functools
 import time
 import warnings
 from collections.abc import Iterable
+from math import isfinite
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,7 +22,15 @@ from geomtraj.trajectory.background import Background, copied
 from geomtraj.trajectory.folder import RunFolder, absolute
 from geomtraj.trajectory.resume import Start, find_start, set_aside
 from geomtraj.trajectory.schedules import Schedule, check_schedule, every
-from geomtraj.trajectory.steps import PREFIXES, Round, StepWatch, parameters_of, plain_optimizers
+from geomtraj.trajectory.steps import (
+    PREFIXES,
+    Round,
+    StepWatch,
+    optimized,
+    parameters_of,
+    plain_optimizers,
+    settings_of,
+)
 from geomtraj.trajectory.storage import Storage, stored_lossy
 
 
@@ -106,6 +115,7 @@ class Recorder:
         self._entered_at = 0
         self._recorded: int | None = None
         self._fingerprint: list[int] = []
+        self._settings: dict[str, float] = {}
         self._clock = 0.0  # perf_counter at which the training time would be zero
 
     @property
@@ -137,6 +147,7 @@ class Recorder:
             self._folder.undo()
             raise
         self._recording = True
+        self._settings = settings_of(self._optimizers)
         return self
 
     def start(self) -> Recorder:
@@ -277,12 +288,22 @@ class Recorder:
     def _attach(self) -> None:
         turn = Round(len(self._optimizers), self._told_of_a_step)
         for index, optimizer in enumerate(self._optimizers):
-            self._watches.append(StepWatch(optimizer, functools.partial(turn.stepped, index)))
+            stepped = functools.partial(turn.stepped, index)
+            self._watches.append(StepWatch(optimizer, stepped, on_begin=self._before_step))
 
     def _detach(self) -> None:
         for watch in self._watches:
             watch.remove()
         self._watches = []
+
+    def _before_step(self) -> None:
+        """Log what a scheduler has changed since the iterate was recorded that this step leaves."""
+        if self._recording and self._recorded == self.step and not self.diverged:
+            now = settings_of(self._optimizers)
+            changed = {f"{log.NEXT}{k}": v for k, v in now.items() if self._settings.get(k) != v and isfinite(v)}
+            self._settings = now
+            if changed:
+                self._log.append({"step": self.step, "wall_time": self.wall_time, **changed})
 
     def _told_of_a_step(self) -> None:
         self._told = True
@@ -314,7 +335,9 @@ class Recorder:
         self._wait()  # at most one copy at a time
         self._folder.check()
         content = {"step": self.step, "wall_time": self.wall_time, "run": self._manifest.get("run")}
-        content["about"] = manifest.about(self._manifest)
+        self._settings = settings_of(self._optimizers)
+        names = {id(p): name for name, p in model_state.named_parameters(self._model).items()}
+        content["about"] = manifest.about(self._manifest) | {"optimized": optimized(self._optimizers, names)}
         content |= self._storage.content(self._model, self._optimizers)
         write = functools.partial(self._write, self.step)
         if self._background is None:

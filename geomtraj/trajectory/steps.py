@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -92,6 +93,60 @@ def parameters_of(optimizers: Iterable[Optimizer]) -> dict[int, nn.Parameter]:
     }
 
 
+def optimized(optimizers: Iterable[Optimizer], names: Mapping[int, str]) -> list[dict[str, Any]]:
+    """What each optimizer is and which parameters its groups hold, by name: what a copy of it is made from.
+
+    Args:
+        optimizers: The optimizers of a run.
+        names: Identity of a parameter -> its name; one of another model has the name "".
+
+    Returns:
+        For each {"class", "module", "groups": [[names]]}.
+    """
+    return [
+        {
+            "class": class_name(o),
+            "module": type(o).__module__,
+            "groups": [[names.get(id(p), "") for p in group["params"]] for group in o.param_groups],
+        }
+        for o in optimizers
+    ]
+
+
+def settings_of(optimizers: Iterable[Optimizer]) -> dict[str, float]:
+    """Every number among the settings of the parameter groups: "0/lr", "0/betas/1", the groups counted through."""
+    found: dict[str, float] = {}
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    for index, group in enumerate(groups):
+        for key, value in group.items():
+            if key != "params":
+                several = isinstance(value, (tuple, list))
+                for place, number in enumerate(value if several else [value]):
+                    if isinstance(number, Tensor) and number.numel() == 1 and not number.is_complex():
+                        number = number.item()
+                    if type(number) in (int, float):
+                        found[f"{index}/{key}/{place}" if several else f"{index}/{key}"] = number
+    return found
+
+
+def set_settings(optimizers: Iterable[Optimizer], settings: Mapping[str, float]) -> None:
+    """Puts numbers that `settings_of` gave back into the parameter groups; those that are not there are passed over."""
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    for name, number in settings.items():
+        index, key, *place = name.split("/")
+        if not index.isdigit() or int(index) >= len(groups) or key not in groups[int(index)]:
+            continue
+        group, value = groups[int(index)], groups[int(index)][key]
+        if isinstance(value, Tensor):
+            group[key] = torch.full_like(value, number)
+        elif not place:
+            group[key] = number
+        elif place[0].isdigit() and int(place[0]) < len(value):
+            items = list(value)
+            items[int(place[0])] = number
+            group[key] = type(value)(items)
+
+
 class Round:
     """Tells when the last of several optimizers has stepped.
 
@@ -136,11 +191,20 @@ class StepWatch:
         optimizer: The optimizer.
         on_step: Called after each step.
         ancestors: Those that hold this one, which end a circle.
+        on_begin: Called before each step.
     """
 
-    def __init__(self, optimizer: Optimizer, on_step: Callable[[], None], ancestors: tuple[int, ...] = ()):
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        on_step: Callable[[], None],
+        ancestors: tuple[int, ...] = (),
+        *,
+        on_begin: Callable[[], None] | None = None,
+    ):
         self._optimizer = optimizer
         self._on_step = on_step
+        self._on_begin = on_begin
         self._inside = False
         self._inner_inside = self._inner_outside = False
         self._handles: list[Any] = []
@@ -162,6 +226,8 @@ class StepWatch:
         self._handles, self._parts = [], []
 
     def _begin(self) -> None:
+        if self._on_begin is not None:
+            self._on_begin()
         self._inside, self._inner_inside = True, False
 
     def _end(self, skipped: bool) -> None:

@@ -19,7 +19,7 @@ from geomtraj.isolation import on_the_cpu
 from geomtraj.layout import Layout
 from geomtraj.trajectory import model_state, store
 from geomtraj.trajectory.folder import absolute
-from geomtraj.trajectory.log import read_log
+from geomtraj.trajectory.log import NEXT, logged, read_log
 from geomtraj.trajectory.manifest import read_manifest
 from geomtraj.trajectory.steps import plain_optimizers
 
@@ -36,6 +36,10 @@ class Iterate:
         buffers: Every buffer by name.
         trainable: Names of the parameters that require grad.
         read: Reads further parts of the file.
+        about: What the iterate says of its run: "optimizer", its class; "optimized", the groups' parameters by name;
+            "storage", what of it was stored.
+        changed: Settings of the optimizer that a scheduler changed between this iterate and the step from it, by group
+            and name: {"0/lr": 0.01}.
     """
 
     step: int
@@ -45,6 +49,8 @@ class Iterate:
     buffers: dict[str, Tensor]
     trainable: tuple[str, ...]
     read: Callable[[Collection[str]], dict[str, Any]] = field(repr=False)
+    about: dict[str, Any] = field(default_factory=dict, repr=False)
+    changed: dict[str, float] = field(default_factory=dict, repr=False)
 
     @cached_property
     def theta(self) -> Tensor:
@@ -60,6 +66,18 @@ class Iterate:
             TrajectoryError: The file has been removed or damaged since.
         """
         return self.read(("optimizer",))["optimizer"]
+
+    @property
+    def learning_rates(self) -> tuple[float, ...]:
+        """The rate of each parameter group in the step from here; empty where no optimizer state was stored."""
+        states = self.optimizer_state or []
+        groups = [g for s in (states if isinstance(states, list) else [states]) for g in s.get("param_groups", ())]
+        return tuple(float(self.changed.get(f"{i}/lr", group["lr"])) for i, group in enumerate(groups) if "lr" in group)
+
+    @property
+    def learning_rate(self) -> float | None:
+        """The first group's learning rate; what was logged as "lr" where no state was stored, else None."""
+        return next(iter(self.learning_rates), self.logged.get("lr"))
 
     def __repr__(self) -> str:
         return f"Iterate(step={self.step}, {self.theta.numel()} parameters, logged={self.logged})"
@@ -104,7 +122,7 @@ class Trajectory:
     @cached_property
     def log(self) -> list[dict[str, Any]]:
         """One row per logged step: step, wall_time and the scalars."""
-        return read_log(self.path)
+        return [row for row in map(logged, self._logged.values()) if len(row) > 2]
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -137,15 +155,17 @@ class Trajectory:
         """
         content = self._read(step, ("parameters", "buffers"))
         parameters = content["parameters"]
-        logged = self._logged.get(step, {})
+        row = self._logged.get(step, {})
         return Iterate(
             step=step,
-            logged={name: value for name, value in logged.items() if name not in ("step", "wall_time")},
+            logged={name: value for name, value in logged(row).items() if name not in ("step", "wall_time")},
             wall_time=content["wall_time"],
             parameters=parameters,
             buffers=content["buffers"],
             trainable=tuple(content["trainable"]),
             read=functools.partial(self._read, step),
+            about=content.get("about") or {},
+            changed={k.removeprefix(NEXT): v for k, v in row.items() if k.startswith(NEXT)},
         )
 
     def wall_time(self, step: int) -> float:
@@ -209,7 +229,7 @@ class Trajectory:
 
     @cached_property
     def _logged(self) -> dict[int, dict[str, Any]]:
-        return {row["step"]: row for row in self.log}
+        return {row["step"]: row for row in read_log(self.path, settings=True)}
 
     def _check_recorded(self, step: int) -> None:
         if step not in self.steps:

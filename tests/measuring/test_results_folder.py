@@ -12,7 +12,7 @@ import geomtraj as gt
 from geomtraj.cli import main
 from geomtraj.errors import TrajectoryError
 from geomtraj.measuring import check_results, folder, repair_results
-from geomtraj.measuring.folder import key, read_stored, write_measurement
+from geomtraj.measuring.folder import key, key_of, read_stored, result_path, write_measurement
 from geomtraj.measuring.record import Measurement
 from geomtraj.statistics import Quantity
 
@@ -47,7 +47,8 @@ def test_many_results_go_into_packs_and_stay_the_same(run, monkeypatch):
 def test_what_is_newer_comes_first(tmp_path):
     def write(value):
         record = Measurement(3, 0.0, "s", {}, {"s": Quantity(value)}, made={"problem": "p"}, iterate="c")
-        return write_measurement(tmp_path, record)
+        write_measurement(tmp_path, record)
+        return result_path(tmp_path, record.step, key_of(record))
 
     def read():
         return read_stored(tmp_path).results[3, key("s", {}, "p")].quantities["s"].value

@@ -1,0 +1,129 @@
+"""What a point knows of the trajectory that it stands on, and what statistics need of one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from geomtraj.errors import InputError, NotRecorded, TrajectoryError
+from geomtraj.isolation import preserved_state
+from geomtraj.measuring.content import content_of
+from geomtraj.measuring.folder import key, read_one
+from geomtraj.measuring.record import Measurement
+from geomtraj.problem import Problem
+from geomtraj.statistics import Point, Statistic
+from geomtraj.trajectory import Iterate, Trajectory, model_state
+from geomtraj.updates import FACTORIES, next_update, planned
+
+
+class Job(Protocol):
+    """What a place takes of a call of `measure`."""
+
+    trajectory: Trajectory
+    fingerprint: str
+    folder: Path | None
+    factories: dict[str, Any]
+
+
+def put_into(problem: Problem, trajectory: Trajectory, iterate: Iterate) -> None:
+    """The iterate's parameters and buffers, the frozen and tied ones included, into the problem's model.
+
+    Raises:
+        TrajectoryError: The trajectory is of another model; nothing is changed then.
+    """
+    content = {"parameters": iterate.parameters, "buffers": iterate.buffers}
+    model_state.check_same_model(problem.model, content, trajectory.path)
+    model_state.restore(problem.model, content)
+
+
+class Place:
+    """An iterate on its trajectory: a point's `History`.
+
+    Args:
+        job: What is measured.
+        iterate: The iterate.
+        content: Checksum of what it holds.
+    """
+
+    def __init__(self, job: Job, iterate: Iterate, content: str):
+        self._job, self.iterate, self.content = job, iterate, content
+        self.trajectory = job.trajectory
+
+    @cached_property
+    def before(self) -> Iterate | None:
+        """The recorded iterate before it, None at the first one."""
+        return self._neighbour(-1)
+
+    @cached_property
+    def after(self) -> Iterate | None:
+        """The recorded iterate after it, None at the last one."""
+        return self._neighbour(1)
+
+    def _neighbour(self, offset: int) -> Iterate | None:
+        place = self.trajectory.steps.index(self.iterate.step) + offset
+        return self.trajectory[place] if 0 <= place < len(self.trajectory) else None
+
+    def next_update(self, problem: Problem, batches: list[Any] | None) -> Tensor:
+        """The optimizer's own next step, shape (P,)."""
+        for name, factory in self._job.factories.items():  # those of the process that called measure
+            FACTORIES.setdefault(name, factory)
+        return next_update(problem, self.iterate, None, batches)
+
+    def found_before(self, statistic: Statistic) -> Measurement | None:
+        """The stored result of the same statistic at the very iterate before; None where there is none."""
+        if self.before is None or self._job.folder is None:
+            return None
+        found = read_one(
+            self._job.folder, self.before.step, key(statistic.name, statistic.settings(), self._job.fingerprint)
+        )
+        return found if found is not None and found.iterate == content_of(self.before) else None
+
+    @contextmanager
+    def standing_before(self, problem: Problem) -> Iterator[Point]:
+        """The problem's model holds the iterate before inside the block."""
+        if self.before is None:
+            raise InputError(f"there is no iterate before that of step {self.iterate.step}.")
+        with preserved_state(problem.model):
+            put_into(problem, self.trajectory, self.before)
+            yield Point(problem, history=Place(self._job, self.before, content_of(self.before)))
+
+
+NEEDS = ("optimizer", "before", "trajectory")
+
+
+def check_needs(trajectory: Trajectory, statistics: Iterable[Statistic]) -> None:
+    """Refuses a trajectory that does not hold what a statistic needs.
+
+    Raises:
+        NotRecorded: It does not; the message names the statistic and what is missing.
+        InputError: A statistic names a need that there is not.
+    """
+    for statistic in statistics:
+        needs = (statistic.needs,) if isinstance(statistic.needs, str) else statistic.needs
+        for need in needs:
+            if need not in NEEDS:
+                raise InputError(f"{statistic.name} needs {need!r}: there are {', '.join(NEEDS)}.")
+        if "before" in needs and len(trajectory) < 2:
+            raise NotRecorded(
+                f"{statistic.name} needs two iterates, and {trajectory.path} holds one: record more of the run."
+            )
+        if "optimizer" in needs:
+            _check_optimizer(trajectory, statistic.name)
+
+
+def _check_optimizer(trajectory: Trajectory, name: str) -> None:
+    for step in trajectory.steps:
+        with suppress(TrajectoryError):
+            iterate = trajectory.at_step(step)
+            break
+    else:
+        return  # each is named where it is read
+    try:
+        planned(iterate)
+    except NotRecorded as error:
+        raise NotRecorded(f"{name} cannot be measured along {trajectory.path}: {error}") from error
