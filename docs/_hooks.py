@@ -11,7 +11,7 @@ def statistics() -> str:
     entries = []
     for name, statistic in gt.STATISTICS.items():
         where = f"{statistic.__module__}.{statistic.__qualname__}"
-        entries.append(f'::: {where}\n    options:\n      heading: "{name}"\n      members: []\n')
+        entries.append(f'::: {where}\n    options:\n      heading: "{name}: {statistic.title}"\n      members: []\n')
     return "\n".join(entries)
 
 
