@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import adam_vs_sgd_page as page
 import click
-import machinery
-import trajectories
-from adam_vs_sgd_tasks import Task, compare, lookups
-from machinery import Analysis
 
+from analyses.adam_vs_sgd import page
+from analyses.adam_vs_sgd.data import Task, compare, lookups
+from analyses.common import trajectories
+from analyses.common.command import Command, options
+from analyses.common.run import Analysis, Options, start
 from geomtraj.errors import InputError, unknown_name
 from geomtraj.reporting.summary import ADAPTIVE, SGD
 
@@ -19,8 +19,8 @@ NAME = "adam_vs_sgd"
 FULL = "_full_batch"
 
 
-@click.command(NAME, cls=machinery.Command, context_settings={"show_default": True})
-@machinery.options
+@click.command(NAME, cls=Command, context_settings={"show_default": True})
+@options
 def main(**options: Any) -> None:
     """Does SGD with momentum run through larger R_med than Adam on language, and not on images?
 
@@ -36,7 +36,7 @@ def main(**options: Any) -> None:
                       --set recipes.classification.options.path='"my.csv"'
                       --set recipes.translation.options.path='"my.tsv"'
     """  # noqa: D301
-    run(machinery.start(NAME, **options, base="trajectories"))
+    run(start(NAME, Options(**options), base="trajectories"))
 
 
 def run(analysis: Analysis) -> Path:

@@ -7,9 +7,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-import trajectories
 from torch import nn
 
+from analyses.common import trajectories
 from geomtraj.comparing import Comparison, Row, Table, contrast
 from geomtraj.comparing.blocks import only, usable_everywhere
 from geomtraj.comparing.by_pair import PairRatio, mean_ratios, pair_ratios

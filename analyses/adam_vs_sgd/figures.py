@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from adam_vs_sgd_tasks import MEAN, VARIANTS, Task, shown
-
+from analyses.adam_vs_sgd.data import MEAN, VARIANTS, Task, shown
 from geomtraj.comparing import Row
 from geomtraj.comparing.blocks import mean_over_blocks
 from geomtraj.reporting.forests import Forest, Ratios, draw_forests

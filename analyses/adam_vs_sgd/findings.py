@@ -6,8 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from adam_vs_sgd_tasks import LEVEL, MEANS, VARIANTS, Task, adjusted, shown
-
+from analyses.adam_vs_sgd.data import LEVEL, MEANS, VARIANTS, Task, adjusted, shown
 from geomtraj.comparing import Row
 from geomtraj.inference.ratios import OverSeeds, holm, over_seeds
 from geomtraj.reporting.material import listed

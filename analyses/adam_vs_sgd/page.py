@@ -7,13 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import adam_vs_sgd_figures as figures
-import adam_vs_sgd_findings as findings
-import machinery
-import trajectories
-from adam_vs_sgd_tasks import FIRM, MEAN, MEANS, VARIANTS, Task, adjusted, notes, shown
-from machinery import Analysis
-
+from analyses.adam_vs_sgd import figures, findings
+from analyses.adam_vs_sgd.data import FIRM, MEAN, MEANS, VARIANTS, Task, adjusted, notes, shown
+from analyses.common import trajectories
+from analyses.common.run import Analysis, finish
 from geomtraj.comparing import Row
 from geomtraj.inference.trend import mean_over_seeds
 from geomtraj.reporting.analysis import Sheet
@@ -34,7 +31,7 @@ def write(
     seeds = max((r.n for t in everything for r in t.means.values()), default=0)
     if len(config["seeds"]) < 2:
         analysis.problems.append("There is one seed only: ratios have no interval and nothing can be decided.")
-    return machinery.finish(
+    return finish(
         analysis,
         "Adam against SGD with momentum",
         _question(config),

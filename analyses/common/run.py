@@ -1,7 +1,7 @@
-"""What every analysis shares: options, configs, jobs whose results are kept, and the page with its provenance.
+"""One call of an analysis: its config at the start, and the page with its provenance at the end.
 
-A script has a pure function `job -> result` (dicts as JSON holds them), a list of jobs made from its config, and text,
-tables and figures made from the results; `start`, `compute` and `finish` do the rest.
+An analysis has pure functions `job -> result` (dicts as JSON holds them), lists of jobs made from its config, and text,
+tables and figures made from the results; `start`, `jobs.compute` and `finish` do the rest.
 """
 
 from __future__ import annotations
@@ -10,15 +10,11 @@ import copy
 import functools
 import hashlib
 import json
-import multiprocessing
 import platform
 import shlex
 import shutil
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,53 +22,16 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import geomtraj as gt
-from geomtraj.errors import ComputationError, GeomtrajError, InputError, unknown_name
+from geomtraj.errors import InputError, unknown_name
 from geomtraj.reporting.analysis import Sheet, analysis_page
 from geomtraj.reporting.summary import Answer
-from geomtraj.trajectory.files import read_json, write_json
+from geomtraj.trajectory.files import write_json
 from geomtraj.trajectory.manifest import git_commit
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parent.parent
 SCALES = ("small", "paper")
-
-Job = dict[str, Any]
-Result = dict[str, Any]
-
-
-class Command(click.Command):
-    """Prints geomtraj's own errors as the one sentence that they are, with exit status 2."""
-
-    def invoke(self, context: click.Context) -> Any:
-        """Runs the command."""
-        try:
-            return super().invoke(context)
-        except GeomtrajError as error:
-            click.echo(f"{context.info_name}: {error}", err=True)
-            sys.exit(2)
-        except KeyboardInterrupt:
-            click.echo(f"{context.info_name}: stopped; what is finished is kept, the same command goes on.", err=True)
-            sys.exit(130)
-
-
-def options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of every analysis, to be handed on to `start`."""
-    for option in (
-        click.option("--publish", is_flag=True, help="Copy tables and the main figure into analyses/results/."),
-        click.option("--workers", type=click.IntRange(min=1), default=1, help="Processes, of one thread each."),
-        click.option("--device", default="cpu", help="cpu, cuda or cuda:N."),
-        click.option("--out", type=click.Path(path_type=Path), help="Folder  [runs/analyses/NAME]."),
-        click.option(
-            "--set", "settings", multiple=True, metavar="NAME=VALUE",
-            help="Value of the config, as JSON, repeatable: --set seeds=[5,6]; a.b=1 is b of the table a.",
-        ),
-        click.option("--config", type=click.Path(path_type=Path), help="JSON file  [analyses/configs/NAME.json]."),
-        click.option("--scale", type=click.Choice(SCALES), default="small", help="Which part of the config."),
-    ):  # fmt: skip
-        command = option(command)
-    return command
 
 
 @dataclass
@@ -100,21 +59,42 @@ class Analysis:
     problems: list[str] = field(default_factory=list)
 
 
-def start(
-    name: str, scale: str, config: Path | None, settings: Sequence[str], out: Path | None, device: str, workers: int,
-    publish: bool, base: str | None = None,
-) -> Analysis:  # fmt: skip
-    """The analysis that the options of `options` describe; with `base`, configs/base/BASE.json gives further values.
+@dataclass(frozen=True)
+class Options:
+    """What the command line says.
+
+    Attributes:
+        scale: "small" or "paper".
+        config: JSON file of values, or None.
+        settings: NAME=VALUE of the config, VALUE in JSON.
+        out: Folder; runs/analyses/NAME if None.
+        device: What jobs compute on.
+        workers: Processes.
+        publish: Whether to copy the outcome into analyses/results/.
+    """
+
+    scale: str = "small"
+    config: Path | None = None
+    settings: Sequence[str] = ()
+    out: Path | None = None
+    device: str = "cpu"
+    workers: int = 1
+    publish: bool = False
+
+
+def start(name: str, options: Options, base: str | None = None) -> Analysis:
+    """The analysis that these options describe; with `base`, configs/base/BASE.json gives further values.
 
     Raises:
         InputError: A config or a setting that cannot be read, or a name that the script's own config lacks.
     """
+    scale = options.scale
     known = _scaled(HERE / "configs" / "base" / f"{base}.json", scale) if base else {}
     known |= _scaled(HERE / "configs" / f"{name}.json", scale)
     values = copy.deepcopy(known)
-    if config is not None:
-        values.update(_scaled(config, scale))
-    for setting in settings:
+    if options.config is not None:
+        values.update(_scaled(options.config, scale))
+    for setting in options.settings:
         key, _, text = setting.partition("=")
         *tables, last = key.split(".")
         try:
@@ -129,51 +109,9 @@ def start(
             raise unknown_name(f"value of {name}'s config", key, known)
         if not _alike(value, known[key]):
             raise InputError(f"{key} in the config is {value!r}: it must be of the form {json.dumps(known[key])}.")
-    folder = out or Path("runs") / "analyses" / (name if scale == "small" else f"{name}-{scale}")
+    folder = options.out or Path("runs") / "analyses" / (name if scale == "small" else f"{name}-{scale}")
     torch.set_num_threads(1)
-    return Analysis(name, scale, values, folder, device, workers, publish)
-
-
-def compute(
-    analysis: Analysis, function: Callable[[Job], Result], jobs: Sequence[Job], label: str
-) -> list[tuple[Job, Result]]:
-    """Each job with its result, in the order of the jobs; those computed before are read, not run again.
-
-    A job that raises one of geomtraj's errors is left out, its sentence goes into `analysis.problems`, and it is tried
-    again the next time. Equal jobs are run once.
-
-    Args:
-        analysis: From `start`.
-        function: Of one job, which depends on nothing else; on module level, so that other processes find it.
-        jobs: What JSON can hold.
-        label: Of the progress bar.
-
-    Raises:
-        ComputationError: No job at all has a result.
-    """
-    paths = {json.dumps(job): _part(analysis, function, job) for job in jobs}
-    missing = {path: json.loads(text) for text, path in paths.items() if not path.exists()}
-    bar = tqdm(total=len(set(paths.values())), initial=len(set(paths.values())) - len(missing), desc=label, unit="job")
-    failed: dict[Path, str] = {}
-    with bar:
-        for path, outcome in _outcomes(function, missing, analysis.workers):
-            try:
-                write_json(path, {"job": missing[path], "result": outcome()})
-            except GeomtrajError as error:
-                failed[path] = str(error)
-            except BrokenProcessPool:
-                raise ComputationError(
-                    f"{label}: a process was killed, perhaps for want of memory; what is finished is kept, go on with "
-                    "fewer --workers."
-                ) from None
-            bar.update()
-    for path, reason in failed.items():
-        shown = ", ".join(f"{k}={v}" for k, v in missing[path].items() if not isinstance(v, (list, dict)))
-        analysis.problems.append(f"{label}, {shown}: {reason}")
-    done = [(job, read_json(path)["result"]) for job in jobs if (path := paths[json.dumps(job)]) not in failed]
-    if not done:
-        raise ComputationError(f"{label}: not one job has a result; the first: {next(iter(failed.values()), 'none')}")
-    return done
+    return Analysis(name, scale, values, folder, options.device, options.workers, options.publish)
 
 
 def finish(
@@ -213,7 +151,7 @@ def provenance(analysis: Analysis) -> dict[str, Any]:
     return {
         "analysis": analysis.name,
         "scale": analysis.scale,
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", "-m", f"analyses.{analysis.name}", *sys.argv[1:]]),
         "seeds": analysis.config.get("seeds"),
         "device": analysis.device,
         "versions": f"python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}, "
@@ -246,32 +184,3 @@ def _alike(value: Any, known: Any) -> bool:
     if isinstance(known, float):
         return isinstance(value, (int, float))
     return isinstance(value, type(known))
-
-
-def _part(analysis: Analysis, function: Callable[[Job], Result], job: Job) -> Path:
-    text = json.dumps([function.__name__, job], sort_keys=True)
-    return analysis.folder / "parts" / f"{function.__name__}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
-
-
-def _outcomes(
-    function: Callable[[Job], Result], missing: dict[Path, Job], workers: int
-) -> Iterator[tuple[Path, Callable[[], Result]]]:
-    """The jobs as they finish: where each result belongs, and a function that returns it or raises."""
-    if workers == 1 or len(missing) < 2:
-        for path, job in missing.items():
-            yield path, lambda job=job: function(job)
-        return
-    # Forked processes cannot use a GPU that their parent has touched.
-    pool = ProcessPoolExecutor(min(workers, len(missing)), multiprocessing.get_context("spawn"), _quiet)
-    try:
-        running: dict[Future[Result], Path] = {pool.submit(function, job): path for path, job in missing.items()}
-        for future in as_completed(running):
-            yield running[future], future.result
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _quiet() -> None:
-    """One thread, and Ctrl-C is left to the parent, which lets the running jobs end."""
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

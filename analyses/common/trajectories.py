@@ -2,7 +2,7 @@
 
 A recipe says what is trained: {"title", "task", "options", "steps", "full_batch", "rates": {optimizer: grid}}. Recipes,
 seeds and what is measured stand in configs/base/trajectories.json, which an analysis takes over with
-`machinery.start(..., base="trajectories")`. Runs lie in runs/analyses/trajectories/, where the next one finds them.
+`start(..., base="trajectories")`. Runs lie in runs/analyses/trajectories/, where the next one finds them.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import machinery
-from machinery import Analysis, Job, Result
-
 import geomtraj as gt
+from analyses.common.jobs import Job, Result, compute
+from analyses.common.run import Analysis
 from geomtraj import tasks
 from geomtraj.errors import ComputationError, InputError, unknown_name
 from geomtraj.measuring import Results
@@ -86,7 +85,7 @@ def tuned(analysis: Analysis) -> dict[str, dict[str, Tuned]]:
         for optimizer in config["optimizers"]
     ]
     found: dict[str, dict[str, Tuned]] = {}
-    for job, result in machinery.compute(analysis, tune, jobs, "learning rates"):
+    for job, result in compute(analysis, tune, jobs, "learning rates"):
         found.setdefault(job["name"], {})[job["optimizer"]] = Tuned(**result)
     whole = {name: rates for name, rates in found.items() if len(rates) == len(config["optimizers"])}
     if not whole:
@@ -121,7 +120,7 @@ def measured(
         for seed in seeds or config["seeds"]
     ]  # fmt: skip
     found: dict[str, dict[str, list[Results]]] = {}
-    for job, result in machinery.compute(analysis, travel, jobs, "runs"):
+    for job, result in compute(analysis, travel, jobs, "runs"):
         runs = found.setdefault(job["name"], {}).setdefault(job["optimizer"], [])
         records = [Measurement.from_json(m) for m in result["measurements"]]
         runs.append(Results(Path(result["path"]), result["manifest"], records, result["log"]))

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import click
-import machinery
-import region_switch_page as page
-import trajectories
-from machinery import Analysis, Job, Result
-from region_switch_jobs import go, look, reach, retune, whole
-from region_switch_runs import Runs
 
+from analyses.common import trajectories
+from analyses.common.command import Command, options
+from analyses.common.jobs import Job, Result, compute
+from analyses.common.run import Analysis, Options, start
+from analyses.region_switch import page
+from analyses.region_switch.data import Runs, go, look, reach, retune, whole
 from geomtraj.comparing.speed import common_level
 from geomtraj.errors import ComputationError, InputError
 from geomtraj.training import optimizers
@@ -21,8 +21,8 @@ from geomtraj.training import optimizers
 NAME = "region_switch"
 
 
-@click.command(NAME, cls=machinery.Command, context_settings={"show_default": True})
-@machinery.options
+@click.command(NAME, cls=Command, context_settings={"show_default": True})
+@options
 def main(**options: Any) -> None:
     """Does the region matter, or the optimizer?
 
@@ -32,7 +32,7 @@ def main(**options: Any) -> None:
     the evaluation loss falls, paired by seed, and R_med on the way. Writes runs/analyses/region_switch/index.html; what
     is computed is kept, and the same command goes on from there.
     """
-    run(machinery.start(NAME, **options, base="trajectories"))
+    run(start(NAME, Options(**options), base="trajectories"))
 
 
 def run(analysis: Analysis) -> Path:
@@ -44,8 +44,8 @@ def run(analysis: Analysis) -> Path:
     levels = switch_levels(analysis, rates)
     starts = reached(analysis, rates, levels)
     retuned = retune_all(analysis, rates, starts)
-    looks = machinery.compute(analysis, look, _looks(analysis, starts), "R_med at the switch")
-    arms = machinery.compute(analysis, go, _arms(analysis, starts, retuned), "arms")
+    looks = compute(analysis, look, _looks(analysis, starts), "R_med at the switch")
+    arms = compute(analysis, go, _arms(analysis, starts, retuned), "arms")
     return page.write(analysis, rates, levels, retuned, Runs(arms, looks, starts))
 
 
@@ -88,7 +88,7 @@ def switch_levels(analysis: Analysis, rates: Any) -> dict[str, float]:
         for seed in config["retune_seeds"]
     ]
     curves: dict[str, dict[str, list[float]]] = {}
-    for job, result in machinery.compute(analysis, whole, jobs, "whole runs"):
+    for job, result in compute(analysis, whole, jobs, "whole runs"):
         curves.setdefault(job["name"], {})[f"{job['region']} seed {job['seed']}"] = result["losses"]
     for name, known in curves.items():
         try:
@@ -110,7 +110,7 @@ def reached(analysis: Analysis, rates: Any, levels: dict[str, float]) -> list[tu
         for seed in [*config["retune_seeds"], *config["seeds"]]
         for region in config["optimizers"]
     ]  # fmt: skip
-    done = machinery.compute(analysis, reach, jobs, "regions")
+    done = compute(analysis, reach, jobs, "regions")
     for name, level in levels.items():
         for seed in dict.fromkeys(j["seed"] for j, _ in done if j["name"] == name):
             pair = {j["region"]: r for j, r in done if (j["name"], j["seed"]) == (name, seed)}
@@ -145,7 +145,7 @@ def retune_all(analysis: Analysis, rates: Any, starts: Sequence[tuple[Job, Resul
                 common = trajectories.common_job(analysis, name)
                 jobs.append({**common, "region": region, "optimizer": optimizer, "carry": carry, "grid": grid,
                              "starts": own, "window": config["window"]})  # fmt: skip
-    return machinery.compute(analysis, retune, jobs, "learning rates after the switch")
+    return compute(analysis, retune, jobs, "learning rates after the switch")
 
 
 def _continuations(config: dict[str, Any], region: str) -> list[tuple[str, bool]]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from region_switch_runs import Arm, Runs, name_of
-
+from analyses.region_switch.data import Arm, Runs, name_of
 from geomtraj.comparing.speed import fall
 from geomtraj.inference.ratios import over_seeds
 from geomtraj.inference.trend import mean_over_seeds

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from region_switch_runs import MEASURES, Arm, Compared, Runs, name_of, paired
-
+from analyses.region_switch.data import MEASURES, Arm, Compared, Runs, name_of, paired
 from geomtraj.inference.ratios import OverSeeds, holm, over_seeds
 from geomtraj.reporting.style import number
 from geomtraj.reporting.summary import Answer

@@ -7,13 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import machinery
-import region_switch_figures as figures
-import region_switch_findings as findings
-import trajectories
-from machinery import Analysis
-from region_switch_runs import MEASURES, Arm, Done, Runs, name_of
-
+from analyses.common import trajectories
+from analyses.common.run import Analysis, finish
+from analyses.region_switch import figures, findings
+from analyses.region_switch.data import MEASURES, Arm, Done, Runs, name_of
 from geomtraj.comparing.speed import fall
 from geomtraj.inference.ratios import holm
 from geomtraj.reporting.analysis import Sheet
@@ -24,7 +21,7 @@ def write(analysis: Analysis, rates: Any, levels: dict[str, float], retuned: Seq
     """The page, its figures and tables."""
     config = analysis.config
     analysis.problems += remarks(config, retuned, runs)
-    return machinery.finish(
+    return finish(
         analysis,
         "Does the region matter, or the optimizer?",
         _question(config),

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import click
-import machinery
-import spectra_page as page
-import trajectories
-from machinery import Analysis, Job, Result
-from spectra_points import Task, gather
 
-import geomtraj as gt
+from analyses.common import trajectories
+from analyses.common.command import Command, options
+from analyses.common.jobs import Job, compute
+from analyses.common.run import Analysis, Options, start
+from analyses.spectra import page
+from analyses.spectra.data import Task, gather, spectrum_at
 from geomtraj.comparing.nearest import Match, nearest_losses
 from geomtraj.comparing.pairing import run_name
 from geomtraj.errors import ComputationError, InputError
@@ -27,8 +27,8 @@ NAME = "spectra"
 Matches = dict[int, list[Match]]
 
 
-@click.command(NAME, cls=machinery.Command, context_settings={"show_default": True})
-@machinery.options
+@click.command(NAME, cls=Command, context_settings={"show_default": True})
+@options
 def main(**options: Any) -> None:
     """Is R_med a fair stand-in for the condition number, the largest over the median |eigenvalue|?
 
@@ -37,7 +37,7 @@ def main(**options: Any) -> None:
     layers as lambda_max / median |lambda| does, and whether both tell the same of the two optimizers. Writes
     runs/analyses/spectra/index.html; runs are kept in runs/analyses/trajectories/, and the same command goes on.
     """
-    run(machinery.start(NAME, **options, base="trajectories"))
+    run(start(NAME, Options(**options), base="trajectories"))
 
 
 def run(analysis: Analysis) -> Path:
@@ -132,20 +132,10 @@ def _measured(
             "no two iterates of the optimizers have nearly equal losses: record more (iterates), train longer (steps), "
             f"or allow a larger loss_difference. {' '.join(analysis.problems)}"
         )
-    done = machinery.compute(analysis, spectrum_at, jobs, "spectra")
+    done = compute(analysis, spectrum_at, jobs, "spectra")
     return {
         (job["name"], job["optimizer"], job["seed"], job["step"]): Measurement.from_json(result) for job, result in done
     }
-
-
-def spectrum_at(job: Job) -> Result:
-    """The statistic "condition" at one iterate of a run, as JSON holds it."""
-    trajectory = trajectories.trained(job)
-    task = trajectories.task_of(job)
-    place = trajectory.steps.index(job["step"])
-    statistic = STATISTICS["condition"].with_settings(job["condition"])
-    results = gt.measure(trajectory[place : place + 1], task.problem(task.model(0)), [statistic], progress=False)
-    return results.of("condition")[0].to_json()
 
 
 if __name__ == "__main__":

@@ -9,11 +9,15 @@ from typing import Any
 
 import numpy as np
 
+import geomtraj as gt
+from analyses.common import trajectories
+from analyses.common.jobs import Job, Result
 from geomtraj.comparing.nearest import Match
 from geomtraj.inference.rank_correlation import Agreement, agreement
 from geomtraj.inference.ratios import OverSeeds, over_seeds
 from geomtraj.measuring import Results
 from geomtraj.measuring.results import Measurement
+from geomtraj.statistics import REGISTRY as STATISTICS
 
 ALL = "all"
 MEAN = "mean over layers"
@@ -200,3 +204,13 @@ def _kind(q: Any) -> str:
     if math.isinf(q.value):
         return "zero"
     return "resolved" if math.isfinite(q.high) else "unresolved"
+
+
+def spectrum_at(job: Job) -> Result:
+    """The statistic "condition" at one iterate of a run, as JSON holds it."""
+    trajectory = trajectories.trained(job)
+    task = trajectories.task_of(job)
+    place = trajectory.steps.index(job["step"])
+    statistic = STATISTICS["condition"].with_settings(job["condition"])
+    results = gt.measure(trajectory[place : place + 1], task.problem(task.model(0)), [statistic], progress=False)
+    return results.of("condition")[0].to_json()

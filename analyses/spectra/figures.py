@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from spectra_findings import contrasts
-from spectra_points import ALL, COMPARED, MEAN, Point, Task
 
+from analyses.spectra.data import ALL, COMPARED, MEAN, Point, Task
+from analyses.spectra.findings import contrasts
 from geomtraj.reporting.decades import KERNEL, per_decade
 from geomtraj.reporting.forests import Forest, Ratios, draw_forests
 from geomtraj.reporting.material import Drawing, LeftOut

@@ -6,8 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from spectra_points import ALL, COMPARED, Task
-
+from analyses.spectra.data import ALL, COMPARED, Task
 from geomtraj.inference.rank_correlation import Ranks, kendall, spearman
 from geomtraj.inference.ratios import OverSeeds, holm
 from geomtraj.reporting.material import listed

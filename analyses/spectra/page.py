@@ -6,13 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import machinery
-import spectra_figures as figures
-import spectra_findings as findings
-import trajectories
-from machinery import Analysis
-from spectra_points import ALL, COMPARED, MEAN, Task
-
+from analyses.common import trajectories
+from analyses.common.run import Analysis, finish
+from analyses.spectra import figures, findings
+from analyses.spectra.data import ALL, COMPARED, MEAN, Task
 from geomtraj.inference.rank_correlation import kendall, spearman
 from geomtraj.inference.trend import mean_over_seeds
 from geomtraj.reporting.analysis import Sheet
@@ -27,7 +24,7 @@ WITH = {
 def write(analysis: Analysis, rates: Mapping[str, Any], tasks: Sequence[Task]) -> Path:
     """The page, its figures and tables."""
     analysis.problems += [*trajectories.edge_remarks(rates), *findings.remarks(tasks)]
-    return machinery.finish(
+    return finish(
         analysis,
         "Is R_med a fair stand-in for the condition number?",
         _question(analysis.config),

@@ -6,8 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from two_layer_linear_runs import LAYERS, NAMES, Runs, adam_limit
-
+from analyses.two_layer_linear.data import LAYERS, NAMES, Runs, adam_limit
 from geomtraj.reporting.material import Drawing, LeftOut
 from geomtraj.reporting.panels import Mark, Panel, draw_panels
 from geomtraj.reporting.style import COLOURS

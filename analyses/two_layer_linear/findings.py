@@ -6,8 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from two_layer_linear_runs import adam_limit, decay, upper, window
-
+from analyses.two_layer_linear.data import adam_limit, decay, upper, window
 from geomtraj.inference.ratios import OverSeeds
 from geomtraj.inference.trend import Trend, trend
 from geomtraj.reporting.material import listed

@@ -6,12 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import machinery
-import two_layer_linear_figures as figures
-import two_layer_linear_findings as findings
-from machinery import Analysis
-from two_layer_linear_runs import LAYERS, NAMES, Done, Runs, adam_limit
-
+from analyses.common.run import Analysis, finish
+from analyses.two_layer_linear import figures, findings
+from analyses.two_layer_linear.data import LAYERS, NAMES, Done, Runs, adam_limit
 from geomtraj.reporting.analysis import Sheet
 from geomtraj.tasks import two_layer_linear as theory
 
@@ -25,7 +22,7 @@ def write(
     runs, slow, rates, starts = Runs(by_dimension), Runs(slowly), Runs(swept), Runs(started)
     analysis.problems += findings.remarks([*by_dimension, *slowly, *swept, *started], len(config["seeds"]))
     laws = {d: theory.gaussian_r_med(d) for d in {*config["dims"], config["sweep_dim"]}}
-    return machinery.finish(
+    return finish(
         analysis,
         "The theorem on the two-layer linear network, put to the test",
         _question(config),

@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import click
-import machinery
-import trajectories
-import uniformity_page as page
-from machinery import Analysis
-from trajectories import Tuned
-from uniformity_points import CONTROL, points_of
 
+from analyses.common import trajectories
+from analyses.common.command import Command, options
+from analyses.common.run import Analysis, Options, start
+from analyses.common.trajectories import Tuned
+from analyses.uniformity import page
+from analyses.uniformity.data import CONTROL, points_of
 from geomtraj.errors import InputError
 
 NAME = "uniformity"
 
 
-@click.command(NAME, cls=machinery.Command, context_settings={"show_default": True})
-@machinery.options
+@click.command(NAME, cls=Command, context_settings={"show_default": True})
+@options
 def main(**options: Any) -> None:
     """Is R_med the non-uniformity of the weights' leading singular vectors, or do dead units and rare tokens make it?
 
@@ -31,7 +31,7 @@ def main(**options: Any) -> None:
     equal loss. The two-layer network is run along as a control in which the answer is known. Writes
     runs/analyses/uniformity/index.html; what is computed is kept, and the same command goes on from there.
     """
-    run(machinery.start(NAME, **options, base="trajectories"))
+    run(start(NAME, Options(**options), base="trajectories"))
 
 
 def run(analysis: Analysis) -> Path:

@@ -6,8 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from uniformity_points import CONTROL, NAMES, SETS, Contrasts, Points
-
+from analyses.uniformity.data import CONTROL, NAMES, SETS, Contrasts, Points
 from geomtraj.inference.regression import Explained
 from geomtraj.reporting.forests import Forest, Ratios, draw_forests
 from geomtraj.reporting.material import Drawing, LeftOut

@@ -6,8 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from uniformity_points import CONTROL, Contrasts, Points
-
+from analyses.uniformity.data import CONTROL, Contrasts, Points
 from geomtraj.inference.regression import Explained, Share
 from geomtraj.reporting.material import listed
 from geomtraj.reporting.style import number

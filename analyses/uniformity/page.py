@@ -7,12 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import machinery
-import uniformity_figures as figures
-import uniformity_findings as findings
-from machinery import Analysis
-from uniformity_points import CONFIDENCE, NAMES, SETS, Contrasts, Points, contrasts
-
+from analyses.common.run import Analysis, finish
+from analyses.uniformity import figures, findings
+from analyses.uniformity.data import CONFIDENCE, NAMES, SETS, Contrasts, Points, contrasts
 from geomtraj.errors import InputError
 from geomtraj.inference.regression import Explained
 from geomtraj.reporting.analysis import Sheet
@@ -51,7 +48,7 @@ def write(analysis: Analysis, found: Mapping[str, Points], rates: Sheet) -> Path
         for task, points in found.items()
         if task in config["tasks"]
     }
-    return machinery.finish(
+    return finish(
         analysis,
         "Where R_med comes from",
         _question(),
