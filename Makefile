@@ -94,7 +94,7 @@ sweep: | $(BIN)/.installed  ## choose learning rates for TASK and OPTIMIZERS on 
 	$(GEOMTRAJ) sweep --task $(TASK) --optimizers $(subst $() $(),$(comma),$(strip $(OPTIMIZERS))) \
 	  $(if $(STEPS),--steps $(STEPS)) $(if $(TEXT),--text "$(TEXT)") --device $(DEVICE) --runs runs/sweep --save package
 
-# The paper's questions: one script in analyses/ each, and a page in runs/analyses/. A new one is a name here.
+# The paper's questions: one package in analyses/ each, and a page in runs/analyses/. A new one is a name here.
 ANALYSES := adam-vs-sgd two-layer-linear region-switch spectra uniformity
 SCALE    ?= small
 .PHONY: analyses $(ANALYSES)
@@ -103,7 +103,7 @@ analyses:  ## answer the paper's questions (SCALE=small, or paper for a GPU); on
 	$(foreach a,$(ANALYSES),$(MAKE) $(a) &&) true
 
 $(ANALYSES): | $(BIN)/.installed
-	$(BIN)/python analyses/$(subst -,_,$@).py --scale $(SCALE) --device $(DEVICE) --workers $(WORKERS)
+	$(BIN)/python -m analyses.$(subst -,_,$@) --scale $(SCALE) --device $(DEVICE) --workers $(WORKERS)
 
 # Two files side by side, each in a process of one thread.
 test: lint $(BIN)/.installed-test  ## lint, then run all tests

@@ -3,16 +3,14 @@ import json
 import math
 from pathlib import Path
 
-import adam_vs_sgd as script
-import adam_vs_sgd_figures as figures
-import adam_vs_sgd_findings as findings
-import machinery
 import numpy as np
 import pytest
-import trajectories
-from adam_vs_sgd_tasks import FIRM, MEAN, adjusted, compare, lookups, notes
 from click.testing import CliRunner
 
+from analyses.adam_vs_sgd import __main__ as script
+from analyses.adam_vs_sgd import figures, findings
+from analyses.adam_vs_sgd.data import FIRM, MEAN, adjusted, compare, lookups, notes
+from analyses.common import run, trajectories
 from geomtraj import tasks
 from geomtraj.measuring import Results
 from geomtraj.measuring.results import Measurement, read_measurement
@@ -191,7 +189,7 @@ def test_own_texts_and_tables_are_read(tmp_path):
              "translation.options.path": "own.tsv"}  # fmt: skip
     settings = [f"recipes.{key}={json.dumps(str(tmp_path / file))}" for key, file in files.items()]
     settings.append('full_batch={"language": {"steps": 5}}')
-    analysis = machinery.start(script.NAME, "small", None, settings, tmp_path, "cpu", 1, False, base="trajectories")
+    analysis = run.start(script.NAME, run.Options(settings=settings, out=tmp_path), base="trajectories")
     script.check(analysis.config)
     script.add_full_batch(analysis.config)
     assert analysis.config["tasks"] == ["language", "classification", "translation", "images", "language_full_batch"]

@@ -3,13 +3,12 @@ import json
 import math
 
 import pytest
-import region_switch as script
-import region_switch_figures as figures
-import region_switch_findings as findings
 import torch
 from click.testing import CliRunner
-from region_switch_runs import Compared
 
+from analyses.region_switch import __main__ as script
+from analyses.region_switch import figures, findings
+from analyses.region_switch.data import Compared
 from geomtraj import tasks
 from geomtraj.inference.ratios import over_seeds
 from geomtraj.inference.two_way import two_way

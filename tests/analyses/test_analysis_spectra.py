@@ -1,29 +1,23 @@
 import csv
-import importlib.util
 import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-import spectra_figures as figures
-import spectra_findings as findings
 import torch
 from click.testing import CliRunner
 from scipy import stats
-from spectra_points import ALL, Point, Task
 
+from analyses.spectra import __main__ as script
+from analyses.spectra import figures, findings
+from analyses.spectra.data import ALL, Point, Task
 from geomtraj import tasks
 from geomtraj.comparing.nearest import Match
 from geomtraj.inference.rank_correlation import Ranks
 from geomtraj.operators import Hessian
 from geomtraj.reporting.material import LeftOut
 from geomtraj.trajectory import Trajectory
-
-SPEC = importlib.util.spec_from_file_location("spectra_script", Path(figures.__file__).with_name("spectra.py"))
-script = importlib.util.module_from_spec(SPEC)  # tests/spectra.py has taken the name
-SPEC.loader.exec_module(script)
 
 RECIPE = {
     "title": "digits",

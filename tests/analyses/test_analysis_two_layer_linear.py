@@ -4,12 +4,11 @@ import math
 
 import pytest
 import torch
-import two_layer_linear as script
-import two_layer_linear_figures as figures
-import two_layer_linear_findings as findings
 from click.testing import CliRunner
-from two_layer_linear_runs import Runs
 
+from analyses.two_layer_linear import __main__ as script
+from analyses.two_layer_linear import figures, findings
+from analyses.two_layer_linear.data import Runs, follow
 from geomtraj import tasks
 from geomtraj.reporting.material import LeftOut
 from geomtraj.tasks import two_layer_linear as theory
@@ -113,7 +112,7 @@ def test_the_fast_training_is_that_of_the_package(tmp_path, name, rate, hyper):
             seen.extend(p.detach().clone() for p in mine.parameters())
 
     job = {"c": rate, "d": 9, "optimizer": name, "hyper": hyper, "levels": [1e-9], "max_steps": 40}
-    assert script.follow(job, task, mine, visit) == "level 1e-09 not reached within 40 steps"
+    assert follow(job, task, mine, visit) == "level 1e-09 not reached within 40 steps"
     for a, b in zip(seen, theirs.parameters(), strict=True):
         torch.testing.assert_close(a, b.detach(), rtol=1e-9, atol=1e-15)
 

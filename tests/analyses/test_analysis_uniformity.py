@@ -6,13 +6,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
-import uniformity as script
-import uniformity_findings as findings
-import uniformity_page as page
 from click.testing import CliRunner
-from uniformity_points import CONTROL, NAMES, Point, Points, contrasts
 
 import geomtraj as gt
+from analyses.uniformity import __main__ as script
+from analyses.uniformity import findings, page
+from analyses.uniformity.data import CONTROL, NAMES, Point, Points, contrasts
 from geomtraj import tasks
 from geomtraj.reporting.material import LeftOut
 from geomtraj.statistics.base import Quantity

@@ -1,10 +1,9 @@
 import json
 from pathlib import Path
 
-import machinery
 import pytest
-import trajectories
 
+from analyses.common import run, trajectories
 from geomtraj.comparing import contrast
 from geomtraj.errors import ComputationError, InputError
 from geomtraj.trajectory import Trajectory
@@ -29,7 +28,7 @@ R_MED = {"r_med": {"samples": 4, "max_matvecs": 8}}
 
 
 def analysis_in(folder, **changed):
-    return machinery.Analysis("test", "small", {**CONFIG, **changed}, folder / "test")
+    return run.Analysis("test", "small", {**CONFIG, **changed}, folder / "test")
 
 
 def test_runs_are_tuned_trained_and_measured(tmp_path):
@@ -63,7 +62,7 @@ def test_another_analysis_trains_and_measures_nothing_again(tmp_path):
     written = {p: p.stat().st_mtime_ns for p in (tmp_path / "trajectories").rglob("*.h5")}
     written |= {p: p.stat().st_mtime_ns for p in (tmp_path / "trajectories").glob("*/*/*/results/*.json")}
     assert len(written) > 20
-    second = machinery.Analysis("other", "small", CONFIG, tmp_path / "other")
+    second = run.Analysis("other", "small", CONFIG, tmp_path / "other")
     assert trajectories.tuned(second) == rates
     again = trajectories.measured(second, rates, R_MED)
     assert again["digits"]["adam"][1].losses() == runs["digits"]["adam"][1].losses()
@@ -98,7 +97,7 @@ def test_what_cannot_be_run_is_told_first(changed, message):
 
 @pytest.mark.parametrize("scale", ["small", "paper"])
 def test_the_shipped_recipes_can_be_made(scale, tmp_path):
-    config = json.loads((machinery.HERE / "configs" / "base" / "trajectories.json").read_text())
+    config = json.loads((run.HERE / "configs" / "base" / "trajectories.json").read_text())
     config = {**config["small"], **(config[scale] if scale != "small" else {})}
     trajectories.check(config)
     for name in config["tasks"]:

@@ -1,0 +1,1 @@
+"""The paper's questions: one package each, `python -m analyses.NAME`."""

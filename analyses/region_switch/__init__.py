@@ -1,0 +1,1 @@
+"""Region or optimizer: from equal loss in either region, on with each optimizer."""

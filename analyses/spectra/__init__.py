@@ -1,0 +1,1 @@
+"""R_med beside the condition number."""

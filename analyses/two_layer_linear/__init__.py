@@ -1,0 +1,1 @@
+"""The theorem on the two-layer linear network, put to the test."""

@@ -1,0 +1,1 @@
+"""Where R_med comes from."""
