@@ -24,7 +24,7 @@ RUNS     := $(foreach o,$(OPTIMIZERS),$(foreach s,$(SEEDS),$(OUT)/$(o)/seed-$(s)
 MAKEFLAGS += --jobs=$(WORKERS)
 
 .DEFAULT_GOAL := help
-.PHONY: help report train measure contrast sweep test lint docs clean
+.PHONY: help report train measure contrast sweep test lint docs wheel clean
 .DELETE_ON_ERROR:
 .SECONDARY:
 .SECONDEXPANSION:
@@ -117,6 +117,16 @@ lint: $(BIN)/.installed-test  ## ruff (docstrings too) and mypy
 docs: $(BIN)/.installed-test  ## build the documentation into site/, offline; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "open site/index.html"
+
+# As a user gets it: built, installed without extras into an environment of its own, looked at from outside the sources.
+wheel: | $(BIN)/.installed  ## build wheel and sdist into dist/, install the wheel clean, and let it test itself
+	rm -rf dist build/wheel && mkdir -p build/wheel
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check build
+	$(BIN)/python -m build --outdir dist . > build/wheel/log || (cat build/wheel/log; false)
+	$(PYTHON) -m venv build/wheel/venv
+	build/wheel/venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
+	cd build/wheel && venv/bin/geomtraj doctor && venv/bin/python -c "import geomtraj, pathlib; assert pathlib.Path(geomtraj.__file__).with_name('py.typed').exists()"
+	rm -rf build/wheel
 
 clean:  ## delete the virtual environment; runs/ stays
 	rm -rf $(VENV)

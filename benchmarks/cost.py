@@ -51,7 +51,8 @@ def measured(layers: int, width: int, sequences: int) -> dict[str, Any]:
         made = getattr(gt, name)(problem, **settings)
         row[name] = time.process_time() - start
         if name == "r_med":
-            widths = [r.high / r.low for label, r in made.items() if label != "all" and r.low > 0 and math.isfinite(r.value)]
+            found = [r for label, r in made.items() if label != "all" and math.isfinite(r.value)]
+            widths = [r.high / r.low for r in found]
             row["median width"] = float(np.median(widths))
             row["without upper end"] = sum(math.isinf(w) for w in widths) / len(widths)
     row["peak GiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

