@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from geomtraj.layers.shared_entries import SharedVjp
 from geomtraj.layers.vjp_maps import VjpMap
-from geomtraj.problem import Problem
+from geomtraj.layout import Layout
 
 
 class MeanVariance(NamedTuple):
@@ -31,8 +31,10 @@ class MeanVariance(NamedTuple):
 class Accumulator:
     """Running sums by parameter, each with one more entry for what belongs nowhere."""
 
-    def __init__(self, parameters: Mapping[str, Tensor]):
-        self._totals = {name: p.new_zeros(3, p.numel() + 1, dtype=torch.float64) for name, p in parameters.items()}
+    def __init__(self, layout: Layout, device: torch.device):
+        self._totals = {
+            name: torch.zeros(3, slot.size + 1, dtype=torch.float64, device=device) for name, slot in layout.items()
+        }
 
     def add(self, name: str, index: Tensor | None, part: MeanVariance) -> None:
         """Add to the sums of one parameter at these places, or (None) at all of them."""
@@ -44,13 +46,9 @@ class Accumulator:
             else:
                 total.index_add_(0, index, more.to(total.dtype))
 
-    def flat(self, problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
-        """The diagonal (P,), its variances in float64 and their degrees of freedom (P,), over all processes."""
-        flat = [problem.layout.flatten({n: t[row, :-1] for n, t in self._totals.items()}) for row in range(3)]
-        values, variances, uncertainties = problem.over_ranks(torch.stack(flat))
-        dof = torch.where(variances == 0, torch.inf, (2 * variances.square() / uncertainties - 2).clamp_min(1))
-        variances = variances.clamp_min(0) / problem.total_weight**2
-        return (values / problem.total_weight).to(problem.dtype), variances, dof.to(problem.dtype)
+    def sums(self) -> Tensor:
+        """Values, variances and their variances (3, P), one parameter after the other."""
+        return torch.cat([total[:, :-1] for total in self._totals.values()], 1)
 
 
 class SharedSums:
@@ -129,6 +127,5 @@ class PositionSums:
         variance = torch.as_tensor(self._squares) / (count * (count - 1) if count > 1 else torch.nan)
         uncertainty = 2 * variance.double().square() / (count + 1)
         for m in maps:
-            accumulator.add(
-                m.name, m.index, MeanVariance(m.weighted(mean, 2), m.weighted(variance, 4), m.weighted(uncertainty, 8))
-            )
+            part = MeanVariance(m.weighted(mean, 2), m.weighted(variance, 4), m.weighted(uncertainty, 8))
+            accumulator.add(m.name, m.index, part)

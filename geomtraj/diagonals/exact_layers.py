@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from geomtraj.diagonals.accumulators import Accumulator
-from geomtraj.diagonals.base import Cost, Diagonal, describe
+from geomtraj.diagonals.base import Cost, Diagonal, Part, describe
+from geomtraj.diagonals.estimator import WIDTH, Estimator, GraphEstimator
 from geomtraj.diagonals.exact import exact, refuse_slow
-from geomtraj.diagonals.one_hot import by_entries, by_units, by_values
-from geomtraj.diagonals.output_vectors import WIDTH, gauss_newton_exact, outputs
+from geomtraj.diagonals.one_hot import EntryOneHots, UnitOneHots, ValueOneHots
+from geomtraj.diagonals.output_vectors import OutputOneHots, outputs
+from geomtraj.diagonals.over_batches import Method, Sums, over_batches, over_ranks
 from geomtraj.errors import ExamplesInteract
-from geomtraj.isolation import without_checkpoints
-from geomtraj.layers.batches import refuse_batch_statistics, sound_graphs
+from geomtraj.layers.batches import Batch
 from geomtraj.layers.graph import LossGraph
 from geomtraj.layers.probe_groups import ProbeGroup, probe_groups
 from geomtraj.operators.hessian import Hessian
 from geomtraj.problem import Problem
 
+WHOLE = "a product with the whole Hessian for each entry"
 TRIED_FROM = 4 * WIDTH
-"""Vectors from which the first ones of a piece of work are timed beforehand."""
+"""Vectors from which the first ones of an estimator are timed beforehand."""
 
 
 def exact_by_layer(problem: Problem, theta: Tensor | None = None, *, max_seconds: float = 3600.0) -> Diagonal:
@@ -46,84 +47,83 @@ def exact_by_layer(problem: Problem, theta: Tensor | None = None, *, max_seconds
         max_seconds: The longest time that it may take, told from the first vectors of each tap.
 
     Returns:
-        The diagonal; `cost.matvecs` counts derivatives along one vector.
+        The diagonal; `cost.matvecs` counts derivatives along one vector, and the status says where each entry took a
+        product with the whole Hessian.
 
     Raises:
         ComputationError: It would take longer; the message says how long.
     """
     start = time.perf_counter()
     theta = problem.checked(theta)
-    parameters = problem.layout.unflatten(theta)
-    accumulator, elsewhere = Accumulator(parameters), dict[str, str]()
-    products = examples = 0
+    sums: Sums | None = None
+    why = ""
     try:
-        refuse_batch_statistics(problem)
-        with problem.session(), without_checkpoints():
-            for _, graph, numbers in sound_graphs(problem, parameters, elsewhere):
-                work = _plan(graph, accumulator)
-                if not examples:
-                    whole = problem.examples / max(len(numbers), 1)
-                    refuse_slow(problem.size, whole * sum(w.seconds() for w in work), max_seconds)
-                for one in work:
-                    for _ in one.steps():
-                        pass
-                products += graph.products
-                examples += len(numbers)
-                del graph, work
-        dependent = False
-    except ExamplesInteract:
-        dependent = True
-    flags = torch.tensor([dependent, *(name in elsewhere for name in problem.layout)], device=problem.device)
-    dependent, *strange = problem.over_ranks(flags.long()).bool().tolist()
-    if dependent:
-        return exact(Hessian(problem, theta), max_seconds=max_seconds)
-    values, _, _ = accumulator.flat(problem)
-    if any(strange):
-        block = Hessian(problem, theta).block([n for n, s in zip(problem.layout, strange, strict=True) if s])
-        part = exact(block, max_seconds=max_seconds)
-        for name, slot in block.layout.items():
-            values[problem.layout[name].slice] = part.values[slot.slice]
-        products += part.cost.matvecs
+        sums = over_batches(problem, theta, _Exact(problem.examples, problem.size, max_seconds))
+    except ExamplesInteract as error:
+        why = str(error)
+    told = problem.on_ranks(lambda: (why, [] if sums is None else list(sums.unexplained)))
+    why = next((reason for reason, _ in told if reason), "")
+    if sums is None or why:
+        found = exact(Hessian(problem, theta), max_seconds=max_seconds)
+        remark = f"{WHOLE}, since {why}"
+        return replace(found, status=describe(found.values, problem.blocks, remark))
+    part = over_ranks(problem, sums)
+    names = [name for name in problem.layout if any(name in unexplained for _, unexplained in told)]
+    products = sums.products + _take_whole(problem, theta, names, part, max_seconds)
+    status = describe(part.values, problem.blocks, "; ".join(f"{name}: {WHOLE}" for name in names))
     cost = Cost(products, time.perf_counter() - start)
-    status, dof = describe(values, problem.blocks), torch.full_like(values, torch.inf)
-    return Diagonal(values, torch.zeros_like(values), problem.blocks, "exact", cost, status, dof)
+    return Diagonal(part.values, torch.zeros_like(part.values), problem.blocks, "exact", cost, status, part.dof)
 
 
-@dataclass(frozen=True)
-class _Work:
-    """One-hot vectors for a group of taps or several: how many, and how to take them."""
-
-    count: int
-    steps: Callable[[], Iterator[int]]
-
-    def seconds(self) -> float:
-        """What they will take, told from the first block; nothing where they are few."""
-        if self.count < TRIED_FROM:
-            return 0.0
-        start = time.perf_counter()
-        done = next(self.steps())
-        return (time.perf_counter() - start) * self.count / done
+def _take_whole(problem: Problem, theta: Tensor, names: Sequence[str], part: Part, max_seconds: float) -> int:
+    """Put entries of some parameters by products with the whole Hessian into a part; the number of products."""
+    if not names:
+        return 0
+    found = exact(Hessian(problem, theta).block(list(names)), max_seconds=max_seconds)
+    for name, slot in found.blocks.layout.items():
+        part.values[problem.layout[name].slice] = found.values[slot.slice]
+    return found.cost.matvecs
 
 
-def _plan(graph: LossGraph, accumulator: Accumulator) -> list[_Work]:
+@dataclass
+class _Exact(Method):
+    """One-hot vectors, as few as the structure allows; refuses what would take too long at the first batch."""
+
+    examples: int
+    size: int
+    max_seconds: float
+    timed: bool = False
+
+    def explained(self, batch: Batch) -> list[Estimator]:
+        """The estimators of every group of taps."""
+        plan = _plan(batch.graph)
+        if not self.timed:
+            self.timed = True
+            whole = self.examples / max(len(batch.ids), 1)
+            seconds = sum(one.seconds() for one in plan if one.vectors >= TRIED_FROM)
+            refuse_slow(self.size, whole * seconds, self.max_seconds)
+        return list(plan)
+
+    def unexplained(self, batch: Batch) -> None:
+        """They are taken from the whole Hessian at the end."""
+
+
+def _plan(graph: LossGraph) -> list[GraphEstimator]:
     by_outputs: list[ProbeGroup] = []
-    found = []
+    found: list[GraphEstimator] = []
     for group in probe_groups(graph):
-        work = _cheapest(group, accumulator)
-        if group.piecewise_linear and outputs(graph) <= work.count:
+        one = _cheapest(group)
+        if group.piecewise_linear and outputs(graph) <= one.vectors:
             by_outputs.append(group)
         else:
-            found.append(work)
-    if by_outputs:
-        count = int(outputs(graph))
-        found.append(_Work(count, lambda: gauss_newton_exact(graph, by_outputs, accumulator)))
-    return found
+            found.append(one)
+    return [*found, OutputOneHots(graph, by_outputs)] if by_outputs else found
 
 
-def _cheapest(group: ProbeGroup, accumulator: Accumulator) -> _Work:
+def _cheapest(group: ProbeGroup) -> GraphEstimator:
     if group.positions_decouple:
-        return _Work(group.graph.shape(group.taps[0])[1], lambda: by_units(group, accumulator))
-    entries = sum(part.entries.numel() for part in group.shared_entries)
-    if entries < group.values and all(c.has_jvp for c in group.shared()):
-        return _Work(entries, lambda: by_entries(group, accumulator))
-    return _Work(group.values, lambda: by_values(group, accumulator))
+        return UnitOneHots(group)
+    entries = sum(one.entries.numel() for one in group.shared_entries)
+    if entries < group.values and all(maps.has_jvp for maps in group.shared()):
+        return EntryOneHots(group)
+    return ValueOneHots(group)

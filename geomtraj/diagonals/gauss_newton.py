@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from geomtraj.diagonals.accumulators import Accumulator, MeanVariance
-from geomtraj.diagonals.base import Cost, Diagonal, Part, describe
-from geomtraj.diagonals.output_vectors import gauss_newton_exact, gauss_newton_sampled, outputs
+from geomtraj.diagonals.base import Diagonal, Part
+from geomtraj.diagonals.estimator import Estimator
+from geomtraj.diagonals.output_vectors import FEW_OUTPUTS, OutputOneHots, OutputSigns, outputs
+from geomtraj.diagonals.over_batches import Method, estimated
+from geomtraj.diagonals.sampling import Sampling
 from geomtraj.errors import InputError
-from geomtraj.hashed_signs import key_of, signs
-from geomtraj.isolation import without_checkpoints
-from geomtraj.layers.batches import loss_sums, refuse_batch_statistics, sound_graphs
-from geomtraj.layers.graph import LossGraph
-from geomtraj.layers.output_hessian import OutputRecorder, split_at_output
+from geomtraj.layers.batches import Batch
 from geomtraj.layers.probe_groups import probe_groups
+from geomtraj.layers.unexplained import Unexplained
 from geomtraj.linalg.chunks import at_least
-from geomtraj.problem import Problem, leaves
+from geomtraj.problem import Problem
 
-FEW_OUTPUTS = 32
-"""Entries of the output up to which one-hot vectors take the place of random ones, whatever the samples."""
-SPREAD_TERMS = 1024
-"""Pairs of an example and a vector from which standard errors are taken at least, where there are so many."""
 SHARED = "squares of gradients of whole batches, which gives larger errors"
 
 
@@ -58,96 +52,89 @@ def gauss_newton(problem: Problem, samples: int = 64, seed: int = 0, theta: Tens
     Source:
         Schraudolph 2002, "Fast curvature matrix-vector products"; Dangel, Kunstner, Hennig 2020, "BackPACK".
     """
-    samples = at_least("samples", samples, 1)
-    refuse_batch_statistics(problem)
-    start = time.perf_counter()
-    parameters = problem.layout.unflatten(problem.checked(theta))
-    accumulator, elsewhere = Accumulator(parameters), dict[str, str]()
-    products = batches = 0
-    with problem.session(), without_checkpoints():
-        for batch, graph, numbers in sound_graphs(problem, parameters, elsewhere):
-            _add(graph, accumulator, numbers, samples, seed, problem.examples)
-            products += graph.products
-            del graph
-            if elsewhere:
-                products += _add_shared(
-                    problem, parameters, list(elsewhere), batch, numbers, samples, seed, accumulator
-                )
-            batches += 1
-    values, variances, dof = accumulator.flat(problem)
-    remarks = [f"{name}: {SHARED}" for name in elsewhere]
-    if samples == 1:
-        remarks.append("one sample gives no standard errors: use at least two")
-    cost = Cost(round(products / max(batches, 1)), time.perf_counter() - start)
-    part = Part(values, variances.sqrt().to(values.dtype), dof)
-    status = describe(values, problem.blocks, "; ".join(remarks))
-    return Diagonal(values, part.sem, problem.blocks, "gauss_newton", cost, status, dof, part)
+    found = estimated(problem, theta, GaussNewton(Sampling(at_least("samples", samples, 1), seed, problem.examples)))
+    assert found.dof is not None
+    return replace(found, gauss_newton=Part(found.values, found.sem, found.dof))
 
 
-def _add(graph: LossGraph, accumulator: Accumulator, numbers: Tensor, samples: int, seed: int, examples: int) -> None:
-    """Add what enters at the taps of one batch."""
-    if not graph.taps:
-        return
-    if graph.output_hessian is None:
-        raise no_split()
-    groups = probe_groups(graph)
-    if outputs(graph) <= max(samples, FEW_OUTPUTS):
-        for _ in gauss_newton_exact(graph, groups, accumulator):
-            pass
-        return
-    key, dtype = key_of(seed, "gauss_newton"), graph.taps[0].eps.dtype
+@dataclass
+class GaussNewton(Method):
+    """One-hot vectors at the output where it has few entries, else signs.
 
-    def xi(k: int) -> Tensor:
-        return signs(key, numbers, k, graph.output_shape, dtype)
+    Attributes:
+        sampling: How many random vectors.
+    """
 
-    gauss_newton_sampled(graph, groups, accumulator, samples, xi, -(-SPREAD_TERMS // examples))
+    sampling: Sampling
+    name = "gauss_newton"
+
+    def explained(self, batch: Batch) -> list[Estimator]:
+        """One estimator for all groups of taps."""
+        graph = batch.graph
+        if not graph.taps:
+            return []
+        if graph.output_hessian is None:
+            raise no_split()
+        groups = probe_groups(graph)
+        if outputs(graph) <= max(self.sampling.samples, FEW_OUTPUTS):
+            return [OutputOneHots(graph, groups)]
+        return [OutputSigns(graph, groups, self.sampling, batch.ids, "gauss_newton")]
+
+    def unexplained(self, batch: Batch) -> Estimator:
+        """Squares of gradients of the whole batch."""
+        return BatchSquares(batch.unexplained, self.sampling, batch.ids)
 
 
-def _add_shared(
-    problem: Problem,
-    parameters: Mapping[str, Tensor],
-    names: list[str],
-    batch: Any,
-    numbers: Tensor,
-    samples: int,
-    seed: int,
-    accumulator: Accumulator,
-) -> int:
-    """Add a batch's squares for parameters that enter in ways that are not understood; the backward passes taken.
+class BatchSquares(Estimator):
+    """The mean of squares of J^T F xi, summed over the batch, for parameters that are not accounted for.
 
     Examples have signs of their own, so that the square of their sum is unbiased too.
+
+    Args:
+        unexplained: The parameters.
+        sampling: How many vectors.
+        ids: Numbers (B,) of the examples in the data.
     """
-    own = leaves({name: parameters[name] for name in names})
-    inputs = list(own.values())
-    with OutputRecorder(problem.model) as recorder:
-        values = loss_sums(*problem.losses({**parameters, **own}, batch))
-    options: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}
-    if not values.requires_grad:
-        return 0
-    gradients = torch.autograd.grad(values.sum(), inputs, retain_graph=True, **options)
-    reached = [i for i, g in enumerate(gradients) if g.any()]
-    if not reached:
-        return 0
-    found = split_at_output(values, recorder.outputs, [inputs[i] for i in reached], [gradients[i] for i in reached])
-    if found is None:
-        raise no_split()
-    key = key_of(seed, "gauss_newton, shared")
-    means = [torch.zeros_like(p, dtype=torch.float64) for p in inputs]
-    squares = [torch.zeros_like(m) for m in means]
-    for k in range(samples):
-        xi = signs(key, numbers, k, tuple(found.output.shape[1:]), found.output.dtype)
-        left, right = (
-            torch.autograd.grad(found.output, inputs, v, retain_graph=True, **options)
-            for v in found.output_hessian.pair(xi)
-        )
-        for mean, square, a, b in zip(means, squares, left, right, strict=True):
-            shift = a.double() * b - mean
-            mean += shift / (k + 1)
-            square += shift.square() * (k / (k + 1))
-    for name, mean, square in zip(own, means, squares, strict=True):
-        variance = square.flatten() / (samples * (samples - 1) if samples > 1 else torch.nan)
-        accumulator.add(name, None, MeanVariance(mean.flatten(), variance, 2 * variance.square() / (samples + 1)))
-    return 2 * samples
+
+    remark = SHARED
+
+    def __init__(self, unexplained: Unexplained, sampling: Sampling, ids: Tensor):
+        self.vectors = sampling.samples
+        self._unexplained, self._ids = unexplained, ids
+        self._signs = sampling.signs("gauss_newton, shared")
+
+    def run(self, accumulator: Accumulator) -> int:
+        """Add the mean; see `Estimator`.
+
+        Raises:
+            NoSplit: The loss's curvature has no known factor.
+        """
+        reached = self._unexplained.split()
+        if reached is None:
+            return 0
+        found, inputs = reached
+        if found is None:
+            raise no_split()
+        means = [torch.zeros_like(p, dtype=torch.float64) for p in inputs]
+        squares = [torch.zeros_like(m) for m in means]
+        for k in range(self.vectors):
+            xi = self._signs.of_examples(self._ids, k, tuple(found.output.shape[1:]), found.output.dtype)
+            left, right = (
+                torch.autograd.grad(
+                    found.output, inputs, v, retain_graph=True, allow_unused=True, materialize_grads=True
+                )
+                for v in found.output_hessian.pair(xi)
+            )
+            for mean, square, a, b in zip(means, squares, left, right, strict=True):
+                shift = a.double() * b - mean
+                mean += shift / (k + 1)
+                square += shift.square() * (k / (k + 1))
+        samples = self.vectors
+        for name, mean, square in zip(self._unexplained.names, means, squares, strict=True):
+            variance = square.flatten() / (samples * (samples - 1) if samples > 1 else torch.nan)
+            uncertainty = 2 * variance.square() / (samples + 1)
+            accumulator.add(name, None, MeanVariance(mean.flatten(), variance, uncertainty))
+        return 2 * samples
 
 
 def no_split() -> NoSplit:

@@ -1,112 +1,113 @@
-"""The exact diagonal of one batch at a group of taps, by one-hot vectors that enter there.
-
-Each function adds a group's diagonal to an accumulator when it is exhausted, and yields the number of vectors done so
-far, so that their time can be told from the first ones.
-"""
+"""The exact diagonal of one batch at a group of taps, by one-hot vectors that enter there."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from geomtraj.diagonals.accumulators import Accumulator, MeanVariance, PositionSums, SharedSums
-from geomtraj.diagonals.output_vectors import WIDTH
+from geomtraj.diagonals.estimator import WIDTH, GroupEstimator, blocks
+from geomtraj.diagonals.reuse import exact_reuse_terms
 from geomtraj.layers.probe_groups import ProbeGroup
-from geomtraj.layers.shared_entries import Place, SharedVjp
 
 
-def by_units(group: ProbeGroup, accumulator: Accumulator) -> Iterator[int]:
-    """Where positions do not couple: a vector for each unit, at all positions of all examples."""
-    graph, (number,) = group.graph, group.taps
-    positions, units = graph.shape(number)
-    eps, sums = graph.taps[number].eps, PositionSums()
-    diagonal = torch.zeros(graph.examples, positions, units, dtype=eps.dtype, device=eps.device)
-    for unit in range(units):
-        v = torch.zeros_like(diagonal)
-        v[..., unit] = 1
-        (u,) = graph.curvature([number], [v.unsqueeze(1)])
-        diagonal[..., unit] = u[:, 0, :, unit]
-        yield unit + 1
-    sums.add(diagonal.unsqueeze(1))
-    sums.add_to(group.maps(), accumulator, exact=True)
+class UnitOneHots(GroupEstimator):
+    """Where positions decouple: a vector for each unit, at all positions of all examples."""
+
+    def __init__(self, group: ProbeGroup):
+        super().__init__(group)
+        _, units = group.graph.shape(group.taps[0])
+        self.blocks = blocks(units, 1)
+        self._diagonal = self.zeros(group.taps[0], 1)
+
+    def take(self, vectors: range) -> None:
+        """The second derivatives of these units."""
+        (number,) = self.group.taps
+        for unit in vectors:
+            v = torch.zeros_like(self._diagonal)
+            v[..., unit] = 1
+            (u,) = self.graph.curvature([number], [v])
+            self._diagonal[..., unit] = u[..., unit]
+
+    def add_to(self, accumulator: Accumulator) -> None:
+        """Add the exact diagonal."""
+        sums = PositionSums()
+        sums.add(self._diagonal)
+        sums.add_to(self.group.maps(), accumulator, exact=True)
 
 
-def by_values(group: ProbeGroup, accumulator: Accumulator) -> Iterator[int]:
+class ValueOneHots(GroupEstimator):
     """A vector e for each position and unit of each tap: the sum over them of A(e) * A(d2L/deps2 e)."""
-    graph, shared = group.graph, group.shared()
-    sums = [SharedSums(c) for c in shared]
-    done = 0
-    for number in group.taps:
-        for chosen in _blocks(graph.shape(number), group.width(WIDTH)):
-            left = {n: _zeros(group, n, len(chosen)) for n in group.taps}
-            left[number] += chosen.to(left[number])
-            found = graph.curvature(group.taps, [left[n] for n in group.taps])
-            right = dict(zip(group.taps, found, strict=True))
-            for one, maps in zip(sums, shared, strict=True):
-                for rows in maps.chunks(len(chosen)):
-                    one.add(maps.vjp(left, rows) * maps.vjp(right, rows))
-            done += len(chosen)
-            yield done
-    for one, maps in zip(sums, shared, strict=True):
-        for estimate in _reuse_terms(group, maps):
-            one.add(estimate)
-            done += 1
-            yield done
-        one.add_to(accumulator, exact=True)
+
+    def __init__(self, group: ProbeGroup):
+        super().__init__(group)
+        self._sums = list[SharedSums]()
+        self._ranges: dict[int, range] = {}
+        self.blocks, start = [], 0
+        for number in group.taps:
+            positions, units = group.graph.shape(number)
+            self._ranges[number] = range(start, start + positions * units)
+            self.blocks += blocks(positions * units, group.width(WIDTH), start)
+            start += positions * units
+
+    def take(self, vectors: range) -> None:
+        """Add the products of these vectors with their images."""
+        graph, group = self.graph, self.group
+        self._sums = self._sums or [SharedSums(maps) for maps in self.maps]
+        (number,) = (n for n, own in self._ranges.items() if vectors.start in own)
+        left = {n: self.zeros(n, len(vectors)) for n in group.taps}
+        first = vectors.start - self._ranges[number].start
+        left[number] += _one_hots(graph.shape(number), range(first, first + len(vectors))).to(left[number])
+        found = graph.curvature(group.taps, [left[n] for n in group.taps])
+        right = dict(zip(group.taps, found, strict=True))
+        for one, maps in zip(self._sums, self.maps, strict=True):
+            for rows in maps.chunks(len(vectors)):
+                one.add(maps.vjp(left, rows) * maps.vjp(right, rows))
+
+    def add_to(self, accumulator: Accumulator) -> None:
+        """Add the exact diagonal."""
+        for one, maps in zip(self._sums, self.maps, strict=True):
+            for estimate in exact_reuse_terms(self.graph, maps):
+                one.add(estimate)
+            one.add_to(accumulator, exact=True)
 
 
-def by_entries(group: ProbeGroup, accumulator: Accumulator) -> Iterator[int]:
+class EntryOneHots(GroupEstimator):
     """A vector for each entry of the parameters, the same for all examples."""
-    graph, done = group.graph, 0
-    for part, maps in zip(group.shared_entries, group.shared(), strict=True):
-        found = []
-        for entries in part.entries.split(group.width(WIDTH)):
-            chunks = maps.chunks(len(entries))
-            moved = maps.jvp(lambda rows, e=entries, c=maps: c.one_hot(e, rows), chunks)  # type: ignore[misc]
-            left = [moved[n] if n in moved else _zeros(group, n, len(entries)) for n in group.taps]
-            right = dict(zip(group.taps, graph.curvature(group.taps, left), strict=True))
-            own = [(maps.vjp(right, rows) * maps.one_hot(entries, rows)).sum((0, 2)) for rows in chunks]
-            found.append(torch.stack(own).sum(0))
-            done += len(entries)
-            yield done
-        accumulator.add(maps.name, part.entries, MeanVariance(torch.cat(found)))
-        for estimate in _reuse_terms(group, maps):
-            accumulator.add(maps.name, maps.index, MeanVariance(estimate.sum((0, 1))))
-            done += 1
-            yield done
+
+    def __init__(self, group: ProbeGroup):
+        super().__init__(group)
+        self.blocks, start = [], 0
+        self._starts = [0]
+        for one in group.shared_entries:
+            self.blocks += blocks(one.entries.numel(), group.width(WIDTH), start)
+            start += one.entries.numel()
+            self._starts.append(start)
+        self._found: list[list[Tensor]] = [[] for _ in group.shared_entries]
+
+    def take(self, vectors: range) -> None:
+        """The diagonal at these entries."""
+        graph, group = self.graph, self.group
+        which = next(k for k, end in enumerate(self._starts[1:]) if vectors.start < end)
+        maps, first = self.maps[which], vectors.start - self._starts[which]
+        entries = group.shared_entries[which].entries[first : first + len(vectors)]
+        chunks = maps.chunks(len(entries))
+        moved = maps.jvp(lambda rows: maps.one_hot(entries, rows), chunks)
+        left = [moved[n] if n in moved else self.zeros(n, len(entries)) for n in group.taps]
+        right = dict(zip(group.taps, graph.curvature(group.taps, left), strict=True))
+        own = [(maps.vjp(right, rows) * maps.one_hot(entries, rows)).sum((0, 2)) for rows in chunks]
+        self._found[which].append(torch.stack(own).sum(0))
+
+    def add_to(self, accumulator: Accumulator) -> None:
+        """Add the exact diagonal."""
+        for one, maps, found in zip(self.group.shared_entries, self.maps, self._found, strict=True):
+            accumulator.add(maps.name, one.entries, MeanVariance(torch.cat(found)))
+            for estimate in exact_reuse_terms(self.graph, maps):
+                accumulator.add(maps.name, maps.index, MeanVariance(estimate.sum((0, 1))))
 
 
-def _reuse_terms(group: ProbeGroup, maps: SharedVjp) -> Iterator[Tensor]:
-    """Estimates (rows, 1, K) whose sum is the term that comes where one use's input depends on another use.
-
-    It is that of `probing.batch_prober`, with one-hot inputs in the place of random ones.
-    """
-    graph = group.graph
-    taps = sorted({n for n, _ in maps.places})
-    for place, data in graph.dependent_data(maps.places):
-        left = {n: 2 * graph.gradient(n).unsqueeze(1) for n in taps}
-        for k in range(data[0].numel()):
-            rho: dict[Place, Tensor] = {place: torch.zeros_like(data)}
-            rho[place].flatten(1)[:, k] = 1
-            pulled = graph.pulled_back([data], [rho[place]], taps)
-            right = {n: w.unsqueeze(1) for n, w in zip(taps, pulled, strict=True)}
-            for rows in maps.chunks(1):
-                yield maps.vjp(left, rows, rho) * maps.vjp(right, rows)
-
-
-def _blocks(shape: tuple[int, int], width: int) -> Iterator[Tensor]:
-    """One-hot vectors (k, T, U) of one example."""
-    positions, units = shape
-    for start in range(0, positions * units, width):
-        stop = min(start + width, positions * units)
-        chosen = torch.zeros(stop - start, positions * units)
-        chosen[torch.arange(stop - start), torch.arange(start, stop)] = 1
-        yield chosen.reshape(-1, positions, units)
-
-
-def _zeros(group: ProbeGroup, number: int, width: int) -> Tensor:
-    eps = group.graph.taps[number].eps
-    shape = (group.graph.examples, width, *group.graph.shape(number))
-    return torch.zeros(shape, dtype=eps.dtype, device=eps.device)
+def _one_hots(shape: tuple[int, int], places: range) -> Tensor:
+    """One-hot vectors (k, T, U) of one example at some of its T * U places."""
+    chosen = torch.zeros(len(places), shape[0] * shape[1])
+    chosen[torch.arange(len(places)), torch.arange(places.start, places.stop)] = 1
+    return chosen.reshape(-1, *shape)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from abc import abstractmethod
 
 import torch
 from torch import Tensor
 
 from geomtraj.diagonals.accumulators import Accumulator, PositionSums, SharedSums
+from geomtraj.diagonals.estimator import WIDTH, GraphEstimator, blocks
+from geomtraj.diagonals.sampling import Sampling
 from geomtraj.layers.graph import LossGraph
 from geomtraj.layers.probe_groups import ProbeGroup
 
-WIDTH = 8
-"""Vectors that are treated side by side at most."""
+FEW_OUTPUTS = 32
+"""Entries of the output up to which one-hot vectors take the place of random ones, whatever the samples."""
 
 
 def outputs(graph: LossGraph) -> float:
@@ -21,89 +23,83 @@ def outputs(graph: LossGraph) -> float:
     return math.inf if graph.output_hessian is None else math.prod(graph.output_shape)
 
 
-def gauss_newton_exact(graph: LossGraph, groups: list[ProbeGroup], accumulator: Accumulator) -> Iterator[int]:
-    """Add the diagonal of J^T F S F^T J, exactly: the sum over one-hot xi of A(J^T F xi) * A(J^T F S xi).
-
-    It is there when the iterator ends; on the way that yields the number of vectors done so far.
-    """
-    size = math.prod(graph.output_shape)
-
-    def one_hot(k: int) -> Tensor:
-        like = graph.taps[0].eps
-        xi = torch.zeros(graph.examples, size, dtype=like.dtype, device=like.device)
-        xi[:, k] = 1
-        return xi.reshape(-1, *graph.output_shape)
-
-    return _add(graph, groups, accumulator, size, one_hot, spread_of=0, exact=True)
-
-
-def gauss_newton_sampled(
-    graph: LossGraph,
-    groups: list[ProbeGroup],
-    accumulator: Accumulator,
-    samples: int,
-    xi: Callable[[int], Tensor],
-    spread_of: int,
-) -> None:
-    """Add the mean over random xi in the place of one-hot ones; a standard error of sqrt(2 / (B samples)).
+class _OutputVectors(GraphEstimator):
+    """Sums over vectors xi of A(J^T F xi) * A(J^T F S xi).
 
     Args:
         graph: The batch.
         groups: Where.
-        accumulator: Where to add.
-        samples: Number of random vectors.
-        xi: The k-th of them, (B, *output_shape).
+        count: Number of vectors.
         spread_of: How many of them to take the spread of.
+        exact: Whether their sum is the diagonal; else their mean.
     """
-    for _ in _add(graph, groups, accumulator, samples, xi, spread_of, exact=False):
-        pass
 
+    def __init__(self, graph: LossGraph, groups: list[ProbeGroup], count: int, *, spread_of: int, exact: bool):
+        super().__init__(graph)
+        self.groups = groups
+        self.taps = [n for g in groups for n in g.taps]
+        self.blocks = blocks(count if self.taps else 0, min((g.width(WIDTH) for g in groups), default=1))
+        self._spread_of, self._exact = spread_of, exact
+        self._at_positions = [(g, PositionSums()) for g in groups if g.positions_decouple]
+        self._shared = [(g, [SharedSums(c) for c in g.shared()]) for g in groups if not g.positions_decouple]
 
-def _add(
-    graph: LossGraph,
-    groups: list[ProbeGroup],
-    accumulator: Accumulator,
-    count: int,
-    xi: Callable[[int], Tensor],
-    spread_of: int,
-    exact: bool,
-) -> Iterator[int]:
-    shared = {id(g): [SharedSums(c) for c in g.shared()] for g in groups if not g.positions_decouple}
-    pointwise = {id(g): PositionSums() for g in groups if g.positions_decouple}
-    for start, left, right in _passes(graph, groups, count, xi):
-        for group in groups:
-            if group.positions_decouple:
-                number = group.taps[0]
-                pointwise[id(group)].add(left[number] * right[number])
-                continue
-            for one, maps in zip(shared[id(group)], group.shared(), strict=True):
-                vectors = left[group.taps[0]].shape[1]
-                with_spread = start < spread_of and vectors > 1
-                for rows in maps.chunks(vectors):
+    @abstractmethod
+    def vector(self, number: int) -> Tensor:
+        """One vector for each example, (B, *output_shape)."""
+
+    def take(self, vectors: range) -> None:
+        """Add the squares of these vectors."""
+        left, right = self._pulled(vectors)
+        for group, at_positions in self._at_positions:
+            number = group.taps[0]
+            at_positions.add(left[number] * right[number])
+        for group, sums in self._shared:
+            for one, maps in zip(sums, group.shared(), strict=True):
+                with_spread = vectors.start < self._spread_of and len(vectors) > 1
+                for rows in maps.chunks(len(vectors)):
                     estimate = maps.vjp(left, rows)
                     one.add(estimate * (estimate if right is left else maps.vjp(right, rows)), with_spread)
-                one.added(vectors, with_spread)
-        yield start + 1
-    for group in groups:
-        if group.positions_decouple:
-            pointwise[id(group)].add_to(group.maps(), accumulator, exact)
-        else:
-            for one in shared[id(group)]:
-                one.add_to(accumulator, exact)
+                one.added(len(vectors), with_spread)
 
+    def add_to(self, accumulator: Accumulator) -> None:
+        """Add the diagonal's estimate."""
+        for group, at_positions in self._at_positions if self.taps else ():
+            at_positions.add_to(group.maps(), accumulator, self._exact)
+        for _, sums in self._shared:
+            for one in sums:
+                one.add_to(accumulator, self._exact)
 
-def _passes(
-    graph: LossGraph, groups: list[ProbeGroup], count: int, xi: Callable[[int], Tensor]
-) -> Iterator[tuple[int, dict[int, Tensor], dict[int, Tensor]]]:
-    """Number of the first vector, and J^T F xi and J^T F S xi (B, k, T, U) by taps, for k vectors at a time."""
-    numbers = [n for g in groups for n in g.taps]
-    if not numbers:
-        return
-    width = min(g.width(WIDTH) for g in groups)
-    for start in range(0, count, width):
-        pulled = [graph.root_vjps(numbers, xi(k)) for k in range(start, min(start + width, count))]
-        left = {n: torch.stack([p[0][i] for p in pulled], 1) for i, n in enumerate(numbers)}
+    def _pulled(self, vectors: range) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+        """J^T F xi and J^T F S xi (B, k, T, U) by taps."""
+        pulled = [self.graph.root_vjps(self.taps, self.vector(k)) for k in vectors]
+        left = {n: torch.stack([p[0][i] for p in pulled], 1) for i, n in enumerate(self.taps)}
         if pulled[0][0] is pulled[0][1]:
-            yield start, left, left
-        else:
-            yield start, left, {n: torch.stack([p[1][i] for p in pulled], 1) for i, n in enumerate(numbers)}
+            return left, left
+        return left, {n: torch.stack([p[1][i] for p in pulled], 1) for i, n in enumerate(self.taps)}
+
+
+class OutputOneHots(_OutputVectors):
+    """The diagonal of J^T F S F^T J, exactly: the sum over one-hot xi, one for each entry of the output."""
+
+    def __init__(self, graph: LossGraph, groups: list[ProbeGroup]):
+        super().__init__(graph, groups, math.prod(graph.output_shape), spread_of=0, exact=True)
+
+    def vector(self, number: int) -> Tensor:
+        """The same one-hot vector for each example."""
+        like = self.graph.taps[0].eps
+        xi = torch.zeros(self.graph.examples, math.prod(self.graph.output_shape), dtype=like.dtype, device=like.device)
+        xi[:, number] = 1
+        return xi.reshape(-1, *self.graph.output_shape)
+
+
+class OutputSigns(_OutputVectors):
+    """The mean over random signs xi in the place of one-hot ones: a relative error of sqrt(2 / (B samples))."""
+
+    def __init__(self, graph: LossGraph, groups: list[ProbeGroup], sampling: Sampling, ids: Tensor, purpose: str):
+        super().__init__(graph, groups, sampling.samples, spread_of=sampling.spread_samples, exact=False)
+        self._signs, self._ids = sampling.signs(purpose), ids
+
+    def vector(self, number: int) -> Tensor:
+        """Signs of each example's own."""
+        dtype = self.graph.taps[0].eps.dtype
+        return self._signs.of_examples(self._ids, number, self.graph.output_shape, dtype)

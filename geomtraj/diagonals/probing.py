@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-import time
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from geomtraj.diagonals.accumulators import Accumulator
-from geomtraj.diagonals.base import Cost, Diagonal, describe
-from geomtraj.diagonals.parameter_signs import probe_parameters
-from geomtraj.diagonals.signs import BatchProber, Settings
-from geomtraj.isolation import without_checkpoints
-from geomtraj.layers.batches import refuse_batch_statistics, sound_graphs
+from geomtraj.diagonals.base import Diagonal
+from geomtraj.diagonals.estimator import Estimator
+from geomtraj.diagonals.one_hot import UnitOneHots
+from geomtraj.diagonals.output_vectors import FEW_OUTPUTS, OutputOneHots, OutputSigns, outputs
+from geomtraj.diagonals.over_batches import Method, estimated
+from geomtraj.diagonals.parameter_signs import ParameterSigns
+from geomtraj.diagonals.sampling import Sampling
+from geomtraj.diagonals.signs import EntrySigns, PositionSigns, TapSigns
+from geomtraj.layers.batches import Batch
+from geomtraj.layers.probe_groups import ProbeGroup, probe_groups
 from geomtraj.linalg.chunks import at_least
 from geomtraj.problem import Problem
+
+PILOT = 3
+"""Vectors with which two ways of probing a weight are compared."""
+PILOT_FROM = 32
+"""Samples from which that comparison is worth its vectors."""
 
 
 def probing(problem: Problem, samples: int = 64, seed: int = 0, theta: Tensor | None = None) -> Diagonal:
@@ -79,27 +88,75 @@ def probing(problem: Problem, samples: int = 64, seed: int = 0, theta: Tensor | 
         Martens, Sutskever, Swersky 2012, "Estimating the Hessian by back-propagating curvature", for signs on
         activations. Dangel, Kunstner, Hennig 2020, "BackPACK", for the exact Gauss-Newton diagonal.
     """
-    samples = at_least("samples", samples, 1)
-    refuse_batch_statistics(problem)
-    start = time.perf_counter()
-    parameters = problem.layout.unflatten(problem.checked(theta))
-    accumulator = Accumulator(parameters)
-    settings = Settings(samples, seed, problem.examples)
-    elsewhere: dict[str, str] = {}
-    products = batches = 0
-    with problem.session(), without_checkpoints():
-        for batch, graph, numbers in sound_graphs(problem, parameters, elsewhere):
-            BatchProber(graph, accumulator, numbers, settings).run()
-            products += graph.products
-            del graph
-            if elsewhere:
-                add = accumulator.add
-                products += probe_parameters(problem, parameters, elsewhere, batch, numbers, samples, seed, add)
-            batches += 1
-    values, variances, dof = accumulator.flat(problem)
-    remarks = [f"{name}: {how}" for name, how in elsewhere.items()]
-    if samples == 1:
-        remarks.append("one sample gives no standard errors: use at least two")
-    status = describe(values, problem.blocks, "; ".join(remarks))
-    cost = Cost(round(products / max(batches, 1)), time.perf_counter() - start)
-    return Diagonal(values, variances.sqrt().to(values.dtype), problem.blocks, "probing", cost, status, dof)
+    return estimated(problem, theta, Probing(Sampling(at_least("samples", samples, 1), seed, problem.examples)))
+
+
+@dataclass
+class Probing(Method):
+    """One-hot vectors where they are few, else signs.
+
+    Attributes:
+        sampling: How many random vectors.
+        on_entries: For groups of taps that have been compared: whether signs on entries give less spread.
+    """
+
+    sampling: Sampling
+    on_entries: dict[tuple[int, ...], bool] = field(default_factory=dict)
+    name = "probing"
+
+    def explained(self, batch: Batch) -> list[Estimator]:
+        """The Gauss-Newton part of all groups together, then what is left of each, one after the other."""
+        graph, samples = batch.graph, self.sampling.samples
+        gauss_newton: list[ProbeGroup] = []
+        rest: list[Estimator] = []
+        few_outputs = outputs(graph) <= max(samples, FEW_OUTPUTS)
+        for group in probe_groups(graph):
+            split = graph.output_hessian is not None
+            if group.positions_decouple:
+                positions, units = graph.shape(group.taps[0])
+                if group.piecewise_linear and few_outputs and outputs(graph) <= units:
+                    gauss_newton.append(group)
+                    continue
+                if units <= samples:
+                    rest.append(UnitOneHots(group))
+                    continue
+                split = few_outputs and positions == 1
+            if split:
+                gauss_newton.append(group)
+            if not (split and group.piecewise_linear):
+                rest.append(self._signs(group, batch.ids, split))
+        if not gauss_newton:
+            return rest
+        if few_outputs:
+            return [OutputOneHots(graph, gauss_newton), *rest]
+        return [OutputSigns(graph, gauss_newton, self.sampling, batch.ids, "probing, outputs"), *rest]
+
+    def unexplained(self, batch: Batch) -> Estimator:
+        """Signs on the parameters."""
+        return ParameterSigns(batch.unexplained, self.sampling, batch.ids)
+
+    def _signs(self, group: ProbeGroup, ids: Tensor, residual: bool) -> Estimator:
+        """Signs for the whole second derivative, or for the `residual` part, where they give the least spread."""
+        if group.positions_decouple:
+            return PositionSigns(group, self.sampling, ids, residual)
+        shared = group.shared()
+        can = all(maps.has_jvp for maps in shared)
+        if can and (all(maps.inputs == 1 for maps in shared) or self._compared(group, ids, residual)):
+            return EntrySigns(group, self.sampling, ids, residual)
+        return TapSigns(group, self.sampling, ids, residual)
+
+    def _compared(self, group: ProbeGroup, ids: Tensor, residual: bool) -> bool:
+        """Whether signs on the parameters' entries give less spread here than signs on the outputs.
+
+        The first example alone decides, whatever its batch.
+        """
+        if self.sampling.samples < PILOT_FROM:
+            return False
+        place = tuple(group.taps)
+        if place not in self.on_entries:
+            pilot = range(-PILOT, 0)
+            on_taps, on_entries = (
+                kind(group, self.sampling, ids, residual).pilot(pilot) for kind in (TapSigns, EntrySigns)
+            )
+            self.on_entries[place] = on_entries < on_taps
+        return self.on_entries[place]

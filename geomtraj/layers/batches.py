@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,124 +12,91 @@ from torch import Tensor
 
 from geomtraj.errors import ExamplesInteract, GeomtrajError
 from geomtraj.failures import is_out_of_memory
+from geomtraj.isolation import without_checkpoints
+from geomtraj.layers.examples import Examples, LossFunction, check_alone
 from geomtraj.layers.graph import LossGraph
-from geomtraj.layers.output_hessian import close
+from geomtraj.layers.unexplained import COUPLED, Unexplained
 from geomtraj.memory import available_bytes, with_saved_bytes
 from geomtraj.problem import Problem, leaves
-from geomtraj.slicing import cut, sliced
 
 GRAPH_COPIES = 12
 """Memory of a batch while it is probed, over what autograd saves for the gradient of its loss (11 on a GPT)."""
 
 
-COUPLED = "its second derivative couples examples"
-
-
 class Batch(NamedTuple):
-    """A batch or a part of one, its graph, and the numbers (B,) of its examples in the data."""
+    """A batch, or a part of one that fits into memory.
 
-    batch: Any
+    Attributes:
+        graph: Its loss as a function of perturbations at the taps of every parameter whose uses are accounted for.
+        ids: Numbers (B,) of its examples in the data.
+        unexplained: The other parameters, and the loss as a function of them.
+    """
+
     graph: LossGraph
-    numbers: Tensor
+    ids: Tensor
+    unexplained: Unexplained
 
 
-def sound_graphs(problem: Problem, parameters: dict[str, Tensor], elsewhere: dict[str, str]) -> Iterator[Batch]:
-    """Graphs over all parameters whose uses are accounted for; the names of the others are added to `elsewhere`.
+@contextmanager
+def batches(problem: Problem, theta: Tensor | None) -> Iterator[Iterator[Batch]]:
+    """The batches at theta (P,), or at the current parameters, inside a `with` block; each can be used once.
 
-    Hold no graph when asking for the next. `problem.session()` must be active.
+    Parameters that one batch leaves unexplained are so in all that follow. Hold no batch when asking for the next.
 
     Raises:
         ExamplesInteract: Examples depend on each other, as far as that shows here.
     """
-    first = problem.first_example
-    for batch in _parts(problem, parameters):
-        graph = _sound_graph(problem, parameters, elsewhere, batch)
-        numbers = torch.arange(first, first + graph.examples, device=problem.device)
-        first += graph.examples
-        part = Batch(batch, graph, numbers)
-        del graph
-        yield part
-        del part
+    if problem.batch_statistics:
+        raise ExamplesInteract(
+            f"{', '.join(map(repr, problem.batch_statistics[:3]))} computes batch statistics, so the examples of a "
+            "batch depend on each other: pass mode='eval' to the Problem"
+        )
+    function = LossFunction(problem.model, problem.losses, problem.layout.unflatten(problem.checked(theta)))
+    with problem.session(), without_checkpoints():
+        yield _batches(function, problem.batches, torch.tensor(problem.first_example, device=problem.device))
 
 
-def _parts(problem: Problem, parameters: dict[str, Tensor]) -> Iterator[Any]:
+def _batches(function: LossFunction, data: Any, first: Tensor) -> Iterator[Batch]:
+    unexplained: dict[str, str] = {}
+    for examples in _parts(function, data, first.device):
+        batch = _batch(examples, unexplained, first)
+        first, unexplained = first + len(batch.ids), dict(batch.unexplained.why)
+        yield batch
+        del batch
+
+
+def _parts(function: LossFunction, data: Any, device: torch.device) -> Iterator[Examples]:
     """The batches, cut into smaller ones where their graphs would not fit into half of the free memory."""
-    for batch in problem.batches:
-        (losses, weights), saved = with_saved_bytes(partial(problem.losses, leaves(parameters), batch))
-        losses, weights = losses.detach(), None if weights is None else weights.detach()
-        needed, room = GRAPH_COPIES * saved, available_bytes(problem.device) / 2
-        examples = cut(batch, len(losses)) if needed > room else None
-        if examples is None or not stands_alone(problem, parameters, examples[0]):
-            yield batch
+    for one in data:
+        examples = Examples(function, one)
+        losses, saved = with_saved_bytes(partial(examples.losses, leaves(function.parameters)))
+        losses, needed, room = losses.detach(), GRAPH_COPIES * saved, available_bytes(device) / 2
+        parts = None
+        if needed > room:
+            parts = examples.sliced(len(losses), max(1, int(len(losses) * room / needed)))
+        if parts is None:
+            yield examples
             continue
-        parts = sliced(batch, len(losses), max(1, int(len(losses) * room / needed)))
-        apart = torch.cat([loss_sums(*problem.values(parameters, part)) for part in parts])
-        check_alone(apart, loss_sums(losses, weights))
+        check_alone(torch.cat([part.values() for part in parts]), losses)
         yield from parts
 
 
-def _sound_graph(problem: Problem, parameters: dict[str, Tensor], elsewhere: dict[str, str], batch: Any) -> LossGraph:
-    """The batch's graph over all parameters whose uses are accounted for; the others are added to `elsewhere`."""
+def _batch(examples: Examples, unexplained: dict[str, str], first: Tensor) -> Batch:
+    """The batch with its graph over all parameters whose uses are accounted for, beside those known not to be."""
+    unexplained = dict(unexplained)
     while True:
-        names = [n for n in parameters if n not in elsewhere]
+        names = [n for n in examples.parameters if n not in unexplained]
         try:
-            graph = LossGraph(problem, parameters, names, batch)
+            graph = LossGraph(examples, names)
         except RuntimeError as error:
             if not names or isinstance(error, GeomtrajError) or is_out_of_memory(error):
                 raise
-            elsewhere |= dict.fromkeys(names, "")  # a loss that cannot be followed, as one that uses torch.func
+            unexplained |= dict.fromkeys(names, "")  # a loss that cannot be followed, as one that uses torch.func
             continue
         failed, why = set(graph.failed), ""
         if not failed:
             failed, why = {use.name for n in graph.coupled() for use in graph.taps[n].uses}, COUPLED
         if not failed:
-            return graph
-        elsewhere |= {name: why for name in parameters if name in failed}
-
-
-def refuse_batch_statistics(problem: Problem) -> None:
-    """Refuse a problem whose modules compute statistics over the batch.
-
-    Raises:
-        ExamplesInteract: There is such a module.
-    """
-    if problem.batch_statistics:
-        raise ExamplesInteract(
-            f"{', '.join(map(repr, problem.batch_statistics[:3]))} computes batch statistics, so the examples of a "
-            "batch depend on each other, which method 'probing' cannot handle: pass mode='eval' to the Problem, or "
-            "take method 'xdiag'."
-        )
-
-
-def stands_alone(problem: Problem, parameters: Mapping[str, Tensor], part: Any) -> bool:
-    """Whether the loss takes this part of a batch at all: a tensor that only looks like a column may be cut in it."""
-    try:
-        problem.values(parameters, part)
-    except Exception:  # whatever the user's code raises on what it was not written for
-        return False
-    return True
-
-
-def check_alone(alone: Tensor, within: Tensor) -> None:
-    """Losses of examples in smaller batches must be those in their own batch.
-
-    Raises:
-        ExamplesInteract: They are not.
-    """
-    if not same_losses(alone, within):
-        raise ExamplesInteract(
-            "an example's loss depends on the other examples of its batch, which method 'probing' cannot handle: "
-            "return losses whose first axis counts independent examples (sequences, not tokens), or take "
-            "method 'xdiag'."
-        )
-
-
-def same_losses(one: Tensor, other: Tensor) -> bool:
-    """Whether losses (B,) are the same up to rounding, and finite for the same examples."""
-    return one.shape == other.shape and torch.equal(one.isfinite(), other.isfinite()) and close(one, other)
-
-
-def loss_sums(losses: Tensor, weights: Tensor | None) -> Tensor:
-    """Weighted losses of each example, (B,)."""
-    values = losses if weights is None else losses * weights
-    return values.flatten(1).sum(1) if values.dim() > 1 else values
+            ids = first + torch.arange(graph.examples, device=first.device)
+            return Batch(graph, ids, Unexplained(examples, unexplained))
+        unexplained |= {name: why for name in examples.parameters if name in failed}

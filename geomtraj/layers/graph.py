@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from geomtraj.hashed_signs import key_of, signs
-from geomtraj.layers.output_hessian import OutputHessian, OutputRecorder, close, split_at_output
+from geomtraj.layers.examples import Examples
+from geomtraj.layers.output_hessian import OutputHessian, close, split_at_output
 from geomtraj.layers.parameter_use import ExampleAxis, Tap, candidate_axes
+from geomtraj.layers.rules import RULES
 from geomtraj.layers.tracer import Tracer
 from geomtraj.layers.vjp_maps import VjpMap, data_of, vjp_map
-from geomtraj.problem import Problem
 
 
 class LossGraph:
     """The gradient of one batch's loss sum by the perturbations at its taps, ready to be differentiated again.
 
     Args:
-        problem: The loss; its `session()` must be active.
-        parameters: Every selected parameter.
-        names: Those to be traced.
-        batch: One batch.
+        examples: The batch.
+        names: The parameters to be traced.
 
     Attributes:
         examples: Number B of examples.
+        weights: Weights (B,) of the examples in the loss, float64.
         taps: Taps that the loss reaches.
         axes: Where each tap holds its examples.
         failed: TracedTensor parameters some of whose uses are not accounted for; then nothing else may be used.
@@ -34,12 +34,12 @@ class LossGraph:
         factor: Factor of the loss's curvature by the model's output, if there is one output and a known factor.
     """
 
-    def __init__(self, problem: Problem, parameters: Mapping[str, Tensor], names: Collection[str], batch: Any):
-        traced = {name: parameters[name].detach().requires_grad_() for name in names}
-        tracer = Tracer(traced)
-        with OutputRecorder(problem.model) as recorder, tracer:
-            losses, weights = problem.losses({**parameters, **traced}, batch)
-        self.examples = losses.shape[0]
+    def __init__(self, examples: Examples, names: Collection[str]):
+        traced = {name: examples.parameters[name].detach().requires_grad_() for name in names}
+        tracer = Tracer(traced, RULES)
+        with tracer:
+            values, self.weights, outputs = examples.recorded(traced)
+        self.examples = values.shape[0]
         self.products = 0
         self.failed: set[str] = set()
         self.taps: list[Tap] = []
@@ -48,12 +48,10 @@ class LossGraph:
         self._gradients: list[Tensor] = []
         self._residuals: list[Tensor] = []
         self._sizes = {name: p.numel() for name, p in traced.items()}
-        values = losses if weights is None else losses * weights
-        values = values.flatten(1).sum(1) if values.dim() > 1 else values
         if values.requires_grad and self.examples and traced:
             self._differentiate(values, tracer.taps, traced)
             if not self.failed and self.taps:
-                self._split(values, recorder.outputs)
+                self._split(values, outputs)
 
     def _differentiate(self, values: Tensor, taps: list[Tap], traced: dict[str, Tensor]) -> None:
         epses = [tap.eps for tap in taps]

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from geomtraj.layers.parameter_use import ParameterUse, TracedTensor
+from geomtraj.layers.tracer import Rules, Tracer
 from geomtraj.layers.vjp_maps import patches
-
-if TYPE_CHECKING:
-    from geomtraj.layers.tracer import Tracer
 
 
 def _linear(tracer: Tracer, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
@@ -178,7 +176,7 @@ def _instance_norm(
 
 
 T = Tensor
-HANDLERS: dict[Any, Callable[..., Any]] = {
+_HANDLERS: dict[Any, Callable[..., Any]] = {
     F.linear: _linear,
     torch.matmul: _matmul, torch.mm: _matmul, T.matmul: _matmul, T.mm: _matmul, T.__matmul__: _matmul,
     torch.addmm: _addmm, T.addmm: _addmm,
@@ -190,13 +188,13 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     F.batch_norm: _batch_norm, F.instance_norm: _instance_norm,
 }  # fmt: skip
 
-PASSED_THROUGH = {
+_UNRECORDED = {
     T.detach, T.size, T.dim, T.numel, T.nelement, T.ndimension, T.stride, T.element_size, T.is_contiguous,
     T.is_floating_point, torch.is_floating_point, torch.is_tensor, T.requires_grad_, T.item, T.tolist, T.__len__,
     T.__repr__, T.__hash__, T.storage_offset, T.data_ptr, T.is_complex, T.get_device, torch.numel,
 }  # fmt: skip
 
-REARRANGEMENTS = {
+_REARRANGEMENTS = {
     T.view, T.reshape, torch.reshape, T.transpose, torch.transpose, T.permute, torch.permute, T.t, torch.t,
     T.swapaxes, torch.swapaxes, T.movedim, torch.movedim, T.split, torch.split, T.chunk, torch.chunk, T.unbind,
     torch.unbind, T.tensor_split, torch.tensor_split, T.narrow, torch.narrow, T.select, torch.select,
@@ -206,18 +204,28 @@ REARRANGEMENTS = {
     T.T.__get__, T.mT.__get__,  # type: ignore[attr-defined]
 }  # fmt: skip
 
-ELEMENTWISE = {
+_ELEMENTWISE = {
     torch.add, T.add, T.__add__, T.__radd__, T.add_, T.__iadd__,
     torch.sub, T.sub, T.__sub__, T.__rsub__, T.sub_, T.__isub__,
     torch.mul, T.mul, T.__mul__, T.__rmul__, T.mul_, T.__imul__,
     torch.div, T.div, T.__truediv__,
 }  # fmt: skip
 
-IN_PLACE = {"add_", "sub_", "mul_", "__iadd__", "__isub__", "__imul__"}
+_IN_PLACE = {"add_", "sub_", "mul_", "__iadd__", "__isub__", "__imul__"}
 
-SCALES: dict[Any, Callable[[float], float]] = {
+_SCALES: dict[Any, Callable[[float], float]] = {
     **dict.fromkeys((torch.add, T.add, T.__add__, T.__radd__, torch.sub, T.sub, T.__sub__), lambda c: 1.0),
     T.__rsub__: lambda c: -1.0,
     **dict.fromkeys((torch.mul, T.mul, T.__mul__, T.__rmul__), float),
     **dict.fromkeys((T.div, T.__truediv__), lambda c: 1 / c if c else math.nan),
 }
+
+RULES = Rules(
+    handlers=_HANDLERS,
+    unrecorded=_UNRECORDED,
+    rearrangements=_REARRANGEMENTS,
+    elementwise=_ELEMENTWISE,
+    in_place=_IN_PLACE,
+    scales=_SCALES,
+)
+"""What is known of torch's functions."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from geomtraj.hashed_signs import signs, signs_at
 from geomtraj.layers.vjp_maps import EmbeddingVjp, VjpMap
 from geomtraj.memory import available_bytes
 
@@ -28,6 +27,7 @@ class SharedVjp:
         name: The parameter.
         places: Where the uses are.
         index: Places of the columns of an estimate in the flattened parameter; None for all of them.
+        width: Number K of columns, unless they belong to single examples.
     """
 
     def __init__(self, places: list[Place], maps: list[VjpMap], repeated: bool, examples: int):
@@ -37,7 +37,7 @@ class SharedVjp:
         self._device = first.index.device
         self.name = first.name
         self.index = first.index if self._alone else None
-        self._width = first.row_entries if self._alone else first.size + 1
+        self.width = first.row_entries if self._alone else first.size + 1
         self.inputs = max(m.inputs for m in maps)
         self.has_jvp = all(m.has_jvp for m in maps)
         self._alone_by_pairs = self._alone and not first.by_rows
@@ -47,7 +47,7 @@ class SharedVjp:
         """Ranges of examples to treat one after the other with `width` vectors each."""
         if self._alone_by_pairs:
             return [slice(None)]
-        step = max(1, factor_bytes(self._device) // (self._width * 8 * width))
+        step = max(1, factor_bytes(self._device) // (self.width * 8 * width))
         return [slice(i, min(i + step, self._examples)) for i in range(0, self._examples, step)]
 
     def vjp(self, values: dict[int, Tensor], rows: slice, data: dict[Place, Tensor] | None = None) -> Tensor:
@@ -64,17 +64,15 @@ class SharedVjp:
         assert isinstance(total, Tensor)
         return total
 
-    def signs(self, key: int, numbers: Tensor, probes: Sequence[int], rows: slice, dtype: torch.dtype) -> Tensor:
-        """Random signs on the parameter's entries, each example its own, in the shape of `vjp`."""
+    @property
+    def pairs(self) -> tuple[Tensor, Tensor] | None:
+        """The example and the entry (K,) of each column, where an embedding's columns belong to single examples."""
         first = self._maps[0]
-        if self._alone and isinstance(first, EmbeddingVjp):
-            owners = numbers[first.owners]
-            return torch.stack([signs_at(key, owners, first.index, probe, dtype) for probe in probes])[None]
-        return torch.stack([signs(key, numbers[rows], probe, (self._width,), dtype) for probe in probes], 1)
+        return (first.owners, first.index) if self._alone and isinstance(first, EmbeddingVjp) else None
 
     def one_hot(self, entries: Tensor, rows: slice) -> Tensor:
         """One-hot vectors (rows, k, K) at k entries of the parameter, in the shape of `vjp`."""
-        columns = torch.arange(self._width, device=self._device) if self.index is None else self.index
+        columns = torch.arange(self.width, device=self._device) if self.index is None else self.index
         first = self._maps[0]
         chosen = (columns == entries[:, None]).to(first.dtype)
         return chosen.expand(1 if self._alone_by_pairs else len(range(self._examples)[rows]), *chosen.shape)

@@ -9,7 +9,8 @@ parameters are all treated alike.
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,14 +19,28 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from geomtraj.layers.parameter_use import ParameterUse, Tap, TracedTensor
-from geomtraj.layers.rules import (
-    ELEMENTWISE,
-    HANDLERS,
-    IN_PLACE,
-    PASSED_THROUGH,
-    REARRANGEMENTS,
-    SCALES,
-)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What is known of torch's functions.
+
+    Attributes:
+        handlers: Functions that are linear in their parameters -> what records their taps; that may answer
+            NotImplemented.
+        unrecorded: Functions that neither change nor differentiate their tensors.
+        rearrangements: Functions that move entries about.
+        elementwise: Sums, differences, products and quotients of two operands.
+        in_place: Names of those of them that write into the first.
+        scales: Elementwise functions of a tensor and a number -> the factor by which they change the tensor's scale.
+    """
+
+    handlers: Mapping[Any, Callable[..., Any]]
+    unrecorded: Set[Any]
+    rearrangements: Set[Any]
+    elementwise: Set[Any]
+    in_place: Set[str]
+    scales: Mapping[Any, Callable[[float], float]]
 
 
 class Tracer(TorchFunctionMode):
@@ -33,10 +48,12 @@ class Tracer(TorchFunctionMode):
 
     Args:
         parameters: Name -> tensor, the very objects that the forward pass will use.
+        rules: What is known of torch's functions; of any other a traced tensor gets a tap of its own.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor]):
+    def __init__(self, parameters: Mapping[str, Tensor], rules: Rules):
         super().__init__()
+        self.rules = rules
         self.taps: list[Tap] = []
         self._traced: dict[int, TracedTensor] = {}
         for name, p in parameters.items():
@@ -54,20 +71,20 @@ class Tracer(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         found = [t for t in map(self.of, _tensors((args, kwargs))) if t is not None]
-        if not found or func in PASSED_THROUGH:
+        if not found or func in self.rules.unrecorded:
             return func(*args, **kwargs)
         if func is F.multi_head_attention_forward:
             with self:
                 return _opened(func)(*args, **kwargs)
-        if func in HANDLERS:
-            result = HANDLERS[func](self, *args, **kwargs)
+        if func in self.rules.handlers:
+            result = self.rules.handlers[func](self, *args, **kwargs)
             if result is not NotImplemented:
                 return result
-        if getattr(func, "__name__", "") == "__get__" and func not in REARRANGEMENTS:
+        if getattr(func, "__name__", "") == "__get__" and func not in self.rules.rearrangements:
             return func(*args, **kwargs)  # shape, dtype, device, ...
-        if func in REARRANGEMENTS and len(found) == 1 and self.of(args[0]) is not None:
+        if func in self.rules.rearrangements and len(found) == 1 and self.of(args[0]) is not None:
             return self._rearranged(func, found[0], args, kwargs)
-        if func in ELEMENTWISE and not (found[0].value is args[0] and func.__name__ in IN_PLACE):
+        if func in self.rules.elementwise and not (found[0].value is args[0] and func.__name__ in self.rules.in_place):
             return self._elementwise(func, args, kwargs)
         args, kwargs = _map_tensors((args, kwargs), self.plain)
         return func(*args, **kwargs)
@@ -121,7 +138,7 @@ class Tracer(TorchFunctionMode):
         traced = self.of(args[0]) or self.of(args[1])
         numbers = [a for a in args if not isinstance(a, Tensor)]
         plain = len(args) == 2 and not kwargs and len(numbers) == 1 and isinstance(numbers[0], (int, float))
-        change = SCALES.get(func) if plain else None
+        change = self.rules.scales.get(func) if plain else None
         if traced is None or change is None:
             args, kwargs = _map_tensors((args, kwargs), self.plain)
             return func(*args, **kwargs)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
 from models import cross_entropy, split
@@ -14,6 +12,7 @@ from torch.nn import functional as F
 
 import geomtraj as gt
 from geomtraj.diagonals.probing import probing
+from geomtraj.layers import batches, shared_entries, unexplained
 
 IN_PARAMETER_SPACE = {
     "rnn": {"rnn.weight_ih_l0", "rnn.weight_hh_l0", "rnn.bias_ih_l0", "rnn.bias_hh_l0"},
@@ -111,10 +110,10 @@ def regrouped(problem: gt.Problem, sizes: list[int]) -> gt.Problem:
     first = next(iter(problem.batches))
     if isinstance(first, dict):
         columns = {key: torch.cat([b[key] for b in problem.batches]) for key in first}
-        batches = [dict(zip(columns, parts, strict=True)) for parts in split(sizes, *columns.values())]
+        parts = [dict(zip(columns, parts, strict=True)) for parts in split(sizes, *columns.values())]
     else:
-        batches = split(sizes, *(torch.cat(column) for column in zip(*problem.batches, strict=True)))
-    return gt.Problem(problem.model, problem._loss, batches)
+        parts = split(sizes, *(torch.cat(column) for column in zip(*problem.batches, strict=True)))
+    return gt.Problem(problem.model, problem._loss, parts)
 
 
 @pytest.mark.parametrize("name", ["gpt", "grouped_cnn", "shared_module", "encoder_layer", "strange_uses", "tanh_mlp"])
@@ -143,7 +142,7 @@ def test_every_example_has_its_own_signs():
 def test_chunks_of_examples_give_the_same_numbers(monkeypatch):
     problem, _ = build("encoder_layer")
     whole = probing(problem, 3)
-    monkeypatch.setattr(sys.modules["geomtraj.layers.shared_entries"], "CHUNK_BYTES", 1)
+    monkeypatch.setattr(shared_entries, "CHUNK_BYTES", 1)
     apart = probing(problem, 3)
     assert torch.allclose(whole.values, apart.values, rtol=1e-10) and torch.allclose(whole.sem, apart.sem, rtol=1e-6)
 
@@ -159,7 +158,7 @@ def test_batches_are_cut_where_memory_is_short(monkeypatch):
         return losses(self, parameters, batch)
 
     monkeypatch.setattr(gt.Problem, "losses", spied)
-    monkeypatch.setattr(sys.modules["geomtraj.layers.batches"], "available_bytes", lambda _device: 1)
+    monkeypatch.setattr(batches, "available_bytes", lambda _device: 1)
     apart = probing(problem, 3)
     assert sizes.count(3) == 1  # only to see that its examples have the same losses apart
     assert torch.allclose(whole.values, apart.values, rtol=1e-9, atol=1e-12)
@@ -184,8 +183,8 @@ def test_theta_and_float32():
     diagonal = probing(problem, 40, theta=theta)
     assert (diagonal.values - exact).norm() < 0.3 * exact.norm()
     model = problem.model.float()
-    batches = [{"tokens": b["tokens"], "mask": b["mask"]} for b in problem.batches]
-    single = probing(gt.Problem(model, problem._loss, batches), 40, theta=theta.float())
+    data = [{"tokens": b["tokens"], "mask": b["mask"]} for b in problem.batches]
+    single = probing(gt.Problem(model, problem._loss, data), 40, theta=theta.float())
     assert single.values.dtype == torch.float32
     assert (single.values - diagonal.values).norm() < 1e-3 * exact.norm()
 
@@ -283,7 +282,7 @@ def test_parameter_space_maps_over_the_examples_where_it_can(monkeypatch):
     problem = classification(Net(), 3)
     mapped = probing(problem, 3)
     assert "each example with its own signs" in mapped.status
-    monkeypatch.setattr(sys.modules["geomtraj.diagonals.parameter_signs"], "_mapped", lambda *_: None)
+    monkeypatch.setattr(unexplained.Unexplained, "_mapped", lambda *_: None)
     looped = probing(problem, 3)
     assert torch.allclose(mapped.values, looped.values, rtol=1e-8) and mapped.cost.matvecs == looped.cost.matvecs
     _, bias = z_scores(problem, gt.Hessian(problem).dense().diagonal(), samples=20, seeds=4)

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from geomtraj.isolation import without_checkpoints
-from geomtraj.layers.batches import refuse_batch_statistics, sound_graphs
+from geomtraj.layers.batches import batches
 from geomtraj.layers.graph import LossGraph
 from geomtraj.layers.output_hessian import close
 from geomtraj.layers.parameter_use import ParameterUse
+from geomtraj.layout import Layout
 from geomtraj.problem import Problem
 from geomtraj.seeding import generator, rademacher
 
@@ -108,27 +108,19 @@ def kfac_factors(problem: Problem, theta: Tensor, samples: int, seed: int) -> Kf
 
 def _own_moments(problem: Problem, theta: Tensor, samples: int, seed: int) -> KfacFactors:
     """Those of this process's batches."""
-    refuse_batch_statistics(problem)
-    parameters = problem.layout.unflatten(theta)
-    found, elsewhere = KfacFactors(), dict[str, str]()
-    rng = generator(seed, f"unit moments of process {problem.rank}")
-    with problem.session(), without_checkpoints():
-        for batch, graph, _ in sound_graphs(problem, parameters, elsewhere):
-            with torch.no_grad():
-                losses, weights = problem.losses(parameters, batch)
-            importance = torch.ones_like(losses) if weights is None else weights
-            importance = importance.double().reshape(len(losses), -1).sum(1)
-            _add_batch(graph, parameters, importance, samples, rng, found)
-            del graph
-    found.left_out |= {name: "its uses are not all known" for name in elsewhere if parameters[name].dim() > 1}
+    matrices = {name for name, slot in problem.layout.items() if len(slot.shape) > 1}
+    found, rng = KfacFactors(), generator(seed, f"unit moments of process {problem.rank}")
+    with batches(problem, theta) as parts:
+        for batch in parts:
+            _add_batch(batch.graph, problem.layout, samples, rng, found)
+            odd = batch.unexplained.why.keys() & matrices
+            found.left_out |= {name: "its uses are not all known" for name in batch.unexplained.names if name in odd}
+            del batch
     return found
 
 
-def _add_batch(
-    graph: LossGraph, parameters: dict[str, Tensor], importance: Tensor, samples: int, rng: torch.Generator,
-    found: KfacFactors,
-) -> None:  # fmt: skip
-    numbers = [n for n, tap in enumerate(graph.taps) if any(parameters[u.name].dim() > 1 for u in tap.uses)]
+def _add_batch(graph: LossGraph, layout: Layout, samples: int, rng: torch.Generator, found: KfacFactors) -> None:
+    numbers = [n for n, tap in enumerate(graph.taps) if any(len(layout[u.name].shape) > 1 for u in tap.uses)]
     if not numbers:
         return
     gradients: list[list[Tensor]] = []
@@ -147,10 +139,10 @@ def _add_batch(
     for place, n in enumerate(numbers):
         g = torch.stack([one[place] for one in gradients]).double()  # (S, B, T, U)
         for use in graph.taps[n].uses:
-            weight = parameters[use.name]
-            if weight.dim() < 2:
+            shape = layout[use.name].shape
+            if len(shape) < 2:
                 continue
-            part = _part(graph, n, use, weight, g, importance)
+            part = _part(graph, n, use, shape, g)
             if part is None:
                 found.left_out[use.name] = "it enters in another way than as a matrix or a table"
                 continue
@@ -159,20 +151,18 @@ def _add_batch(
             _merge(found.parts.setdefault(use.name, []), part)
 
 
-def _part(
-    graph: LossGraph, n: int, use: ParameterUse, weight: Tensor, g: Tensor, importance: Tensor
-) -> WeightFactors | None:
+def _part(graph: LossGraph, n: int, use: ParameterUse, shape: tuple[int, ...], g: Tensor) -> WeightFactors | None:
     axis, scale = graph.axes[n], use.scale**2
     if use.kind == "linear" and use.spread is None:
         assert use.inputs is not None
         x = axis.positions(use.inputs().detach(), 2).double()  # (B, T, groups, J)
-        shares = _shares(g, importance)
+        shares = _shares(g, graph.weights)
         inputs = torch.einsum("bt,btgj->gj", shares, x.square()) * scale
         sums = g.square().sum((1, 2)).unflatten(-1, (x.shape[2], -1))
         index = use.index.reshape(*sums.shape[1:], x.shape[3])
         return WeightFactors("map", index, inputs, shares.sum(), sums)
-    if use.kind == "embedding" and weight.dim() == 2:
-        rows, width = weight.shape
+    if use.kind == "embedding" and len(shape) == 2:
+        rows, width = shape
         places = axis.positions(graph.taps[n].moved(use.index))
         if places[0].numel() % width:
             return None
@@ -183,7 +173,7 @@ def _part(
         if not bool(((places == expected) | (~known.unsqueeze(-1) & (places < 0))).all()):
             return None
         g = g.reshape(len(g), len(places), -1, width) * known.unsqueeze(-1)
-        shares = _shares(g, importance)
+        shares = _shares(g, graph.weights)
         inputs = shares.new_zeros(rows).index_add_(0, row.clamp_min(0).flatten(), shares.flatten()) * scale
         index = torch.arange(rows * width, device=row.device).reshape(rows, width).T
         return WeightFactors("table", index[None], inputs[None], shares.sum(), g.square().sum((1, 2)).unsqueeze(1))

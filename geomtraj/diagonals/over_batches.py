@@ -1,0 +1,112 @@
+"""A method's estimates summed over all batches of a problem, and the diagonal that they give."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from geomtraj.diagonals.accumulators import Accumulator
+from geomtraj.diagonals.base import Cost, Diagonal, Part, describe
+from geomtraj.diagonals.estimator import Estimator
+from geomtraj.diagonals.sampling import Sampling
+from geomtraj.errors import ExamplesInteract
+from geomtraj.layers.batches import Batch, batches
+from geomtraj.problem import Problem
+
+
+class Method(ABC):
+    """Which estimators a batch gets.
+
+    Attributes:
+        name: Of the method.
+        sampling: How many random vectors it takes.
+    """
+
+    name: str
+    sampling: Sampling
+
+    @abstractmethod
+    def explained(self, batch: Batch) -> list[Estimator]:
+        """Those for the parameters whose uses are accounted for."""
+
+    @abstractmethod
+    def unexplained(self, batch: Batch) -> Estimator | None:
+        """The one for the other parameters; None where they are measured in another way."""
+
+
+@dataclass
+class Sums:
+    """What the batches of this process gave.
+
+    Attributes:
+        accumulator: The sums of estimates.
+        unexplained: Parameters that enter in ways that are not understood, with what is to be said of each.
+        products: Derivatives along one vector.
+        batches: How many batches there were, or parts of them.
+        seconds: How long it took.
+    """
+
+    accumulator: Accumulator
+    unexplained: dict[str, str] = field(default_factory=dict)
+    products: int = 0
+    batches: int = 0
+    seconds: float = 0.0
+
+    def note(self, batch: Batch, remark: str) -> None:
+        """Note the batch's unexplained parameters; what was said of the examples of one batch together stays."""
+        for name in batch.unexplained.why:
+            self.unexplained[name] = remark or self.unexplained.get(name, "")
+
+
+def estimated(problem: Problem, theta: Tensor | None, method: Method) -> Diagonal:
+    """The diagonal by a method that needs independent examples; its cost is that of one batch.
+
+    Raises:
+        ExamplesInteract: Examples depend on each other.
+    """
+    try:
+        sums = over_batches(problem, theta, method)
+    except ExamplesInteract as error:
+        raise ExamplesInteract(f"{error}, or take method 'xdiag' or 'exact'.") from None
+    part = over_ranks(problem, sums)
+    remarks = [f"{name}: {how}" for name, how in sums.unexplained.items()]
+    if method.sampling.samples == 1:
+        remarks.append("one sample gives no standard errors: use at least two")
+    status = describe(part.values, problem.blocks, "; ".join(remarks))
+    cost = Cost(round(sums.products / max(sums.batches, 1)), sums.seconds)
+    return Diagonal(part.values, part.sem, problem.blocks, method.name, cost, status, part.dof)
+
+
+def over_batches(problem: Problem, theta: Tensor | None, method: Method) -> Sums:
+    """Run a method's estimators on every batch of this process.
+
+    Raises:
+        ExamplesInteract: Examples depend on each other.
+    """
+    start = time.perf_counter()
+    sums = Sums(Accumulator(problem.layout, problem.device))
+    with batches(problem, theta) as found:
+        for batch in found:
+            estimators = method.explained(batch)
+            sums.products += batch.graph.products
+            while estimators:
+                sums.products += estimators.pop(0).run(sums.accumulator)
+            other = method.unexplained(batch) if batch.unexplained.why else None
+            sums.products += 0 if other is None else other.run(sums.accumulator)
+            sums.note(batch, "" if other is None else other.remark)
+            sums.batches += 1
+            del batch, other
+    sums.seconds = time.perf_counter() - start
+    return sums
+
+
+def over_ranks(problem: Problem, sums: Sums) -> Part:
+    """The sums of all processes as entries with standard errors and their degrees of freedom."""
+    values, variances, uncertainties = problem.over_ranks(sums.accumulator.sums())
+    dof = torch.where(variances == 0, torch.inf, (2 * variances.square() / uncertainties - 2).clamp_min(1))
+    sem = (variances.clamp_min(0) / problem.total_weight**2).sqrt()
+    return Part((values / problem.total_weight).to(problem.dtype), sem.to(problem.dtype), dof.to(problem.dtype))
