@@ -24,7 +24,7 @@ RUNS     := $(foreach o,$(OPTIMIZERS),$(foreach s,$(SEEDS),$(OUT)/$(o)/seed-$(s)
 MAKEFLAGS += --jobs=$(WORKERS)
 
 .DEFAULT_GOAL := help
-.PHONY: help report train measure contrast sweep test lint docs wheel clean
+.PHONY: help report train measure contrast sweep test lint docs wheel browser clean
 .DELETE_ON_ERROR:
 .SECONDARY:
 .SECONDEXPANSION:
@@ -127,6 +127,9 @@ wheel: | $(BIN)/.installed  ## build wheel and sdist into dist/, install the whe
 	build/wheel/venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
 	cd build/wheel && venv/bin/geomtraj doctor && venv/bin/python -c "import geomtraj, pathlib; assert pathlib.Path(geomtraj.__file__).with_name('py.typed').exists()"
 	rm -rf build/wheel
+
+browser:  ## install Debian's Chromium, with which the tests look at pages
+	$(if $(filter-out 0,$(shell id -u)),sudo) apt-get install --yes --quiet chromium
 
 clean:  ## delete the virtual environment; runs/ stays
 	rm -rf $(VENV)
