@@ -18,7 +18,7 @@ from geomtraj.measuring.record import Measurement
 from geomtraj.problem import Problem
 from geomtraj.statistics import Point, Statistic
 from geomtraj.trajectory import Iterate, Trajectory, model_state
-from geomtraj.updates import FACTORIES, next_update, planned
+from geomtraj.updates import FACTORIES, GroupState, group_states, next_update, planned
 
 
 class Job(Protocol):
@@ -67,6 +67,11 @@ class Place:
     def _neighbour(self, offset: int) -> Iterate | None:
         place = self.trajectory.steps.index(self.iterate.step) + offset
         return self.trajectory[place] if 0 <= place < len(self.trajectory) else None
+
+    @cached_property
+    def groups(self) -> list[GroupState]:
+        """The optimizers' parameter groups with their settings and states."""
+        return group_states(self.iterate)
 
     def next_update(self, problem: Problem, batches: list[Any] | None) -> Tensor:
         """The optimizer's own next step, shape (P,)."""

@@ -7,10 +7,16 @@ from typing import Any
 
 from geomtraj.errors import InputError, unknown_name
 from geomtraj.statistics.base import Outcome, Point, Quantity, Statistic
+from geomtraj.statistics.batch_sharpness import BatchSharpness
 from geomtraj.statistics.condition import Condition
+from geomtraj.statistics.critical_sharpness import CriticalSharpness
+from geomtraj.statistics.directional import Directional
 from geomtraj.statistics.loss import Loss
+from geomtraj.statistics.noise_scale import NoiseScale
+from geomtraj.statistics.preconditioned_sharpness import PreconditionedSharpness
 from geomtraj.statistics.r_med import MedianConditionRatio, RMed, r_med
 from geomtraj.statistics.spectrum import Spectrum
+from geomtraj.statistics.sqrt_trace import SqrtTrace
 from geomtraj.statistics.trace import Trace
 from geomtraj.statistics.uniformity import SingularVectors
 from geomtraj.statistics.units import Units
@@ -18,11 +24,17 @@ from geomtraj.statistics.units import Units
 REGISTRY: dict[str, type[Statistic]] = {
     cls.name: cls
     for cls in (
+        BatchSharpness,
         Condition,
+        CriticalSharpness,
+        Directional,
         Loss,
         MedianConditionRatio,
+        NoiseScale,
+        PreconditionedSharpness,
         SingularVectors,
         Spectrum,
+        SqrtTrace,
         Trace,
         Units,
     )

@@ -82,6 +82,10 @@ class History(Protocol):
     def trajectory(self) -> Any:
         """The `Trajectory`."""
 
+    @property
+    def groups(self) -> list[Any]:
+        """The optimizers' parameter groups: `kind`, `names`, `settings` and `state` by parameter."""
+
     def next_update(self, problem: Problem, batches: list[Any] | None) -> Tensor:
         """The optimizer's own next step, shape (P,)."""
 
@@ -160,6 +164,10 @@ class Point:
             InputError: There are not so many examples, or the batches cannot be taken apart.
         """
         return minibatches(self.problem, size, count, seed)
+
+    def has(self, name: str, *arguments: Any) -> bool:
+        """Whether something shared is there already: what it cost was told by another statistic then."""
+        return (name, *arguments) in self._shared
 
     def shared(self, name: str, make: Callable[[], T], *arguments: Any) -> T:
         """What `make` gives, kept at this point under a name and the arguments that it depends on."""
