@@ -20,6 +20,7 @@ from geomtraj.linalg import Eigenpairs, eigsh
 from geomtraj.operators import Hessian
 from geomtraj.problem import Problem
 from geomtraj.sampling import minibatches
+from geomtraj.status import Code, Remark, Status
 
 T = TypeVar("T")
 
@@ -61,6 +62,11 @@ class Outcome:
     status: str = "ok"
     matvecs: int = 0
     arrays: dict[str, np.ndarray] = field(default_factory=dict, compare=False)
+
+
+def without(reason: str, code: Code = Code.LEFT_OUT, details: dict[str, Any] | None = None) -> Outcome:
+    """An outcome without numbers, and the reason why."""
+    return Outcome({}, details or {}, Status([Remark(code, reason)]))
 
 
 class History(Protocol):

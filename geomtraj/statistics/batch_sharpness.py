@@ -12,8 +12,9 @@ from scipy.special import stdtrit
 
 from geomtraj.operators.guard import check_derivatives
 from geomtraj.problem import dense, leaves
-from geomtraj.statistics.base import Outcome, Point, Statistic
+from geomtraj.statistics.base import Outcome, Point, Statistic, without
 from geomtraj.statistics.means import mean_of
+from geomtraj.status import Code, Remark, Status
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,9 @@ class BatchSharpness(Statistic):
     def measure(self, point: Point) -> Outcome:
         """The mean over minibatches at one iterate."""
         size = min(self.batch_size, point.problem.examples)
-        remarks = [] if size == self.batch_size else [f"minibatches of {size}: there are no more examples"]
+        remarks = []
+        if size < self.batch_size:
+            remarks.append(Remark(Code.REPLACED, f"minibatches of {size}: there are no more examples"))
         if size == point.problem.examples:
             found = self._sharpness(point, 1, "all")
             number = 1
@@ -59,12 +62,13 @@ class BatchSharpness(Statistic):
             found = self._sharpness(point, number, "batches")
         flat = number - len(found)
         if flat:
-            remarks.append(f"the gradient is zero on {flat} of {number} minibatches, which are left out")
+            text = f"the gradient is zero on {flat} of {number} minibatches, which are left out"
+            remarks.append(Remark(Code.LEFT_OUT, text))
         if not found:
-            return Outcome({}, status="the gradient is zero on every minibatch: there is no direction to look along")
+            return without("the gradient is zero on every minibatch: there is no direction to look along", Code.ZERO)
         quantity = mean_of(found, of=1 if size == point.problem.examples else None)
         details = {"batches": number, "batch_size": size, "thresholds": _thresholds(point)}
-        return Outcome({"sharpness": quantity}, details, "; ".join(remarks) or "ok", self._spent(number, size, point))
+        return Outcome({"sharpness": quantity}, details, Status(remarks), self._spent(number, size, point))
 
     def _spent(self, number: int, size: int, point: Point) -> int:
         """Products, each of a minibatch's Hessian."""

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from geomtraj.errors import InputError
-from geomtraj.statistics.base import Outcome, Point, Quantity, Statistic
+from geomtraj.statistics.base import Outcome, Point, Quantity, Statistic, without
+from geomtraj.status import Code
 
 FARTHEST = 40
 """Doublings, and halvings, of the step after which the search gives up."""
@@ -43,11 +44,11 @@ class CriticalSharpness(Statistic):
             raise InputError(f"tolerance is {self.tolerance}: choose it between 0 and 1.")
         d = point.next_update()
         if not d.any():
-            return Outcome({}, status="the optimizer's next step is zero: no multiple of it raises the loss")
+            return without("the optimizer's next step is zero: no multiple of it raises the loss", Code.ZERO)
         search = _Search(point, d)
         bracket = search.bracket()
         if isinstance(bracket, str):
-            return Outcome({}, {"losses": search.losses}, bracket)
+            return without(bracket, Code.LEFT_OUT, {"losses": search.losses})
         low, high = bracket
         while high > low * (1 + self.tolerance):
             middle = math.sqrt(low * high)

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from geomtraj.errors import InputError
 from geomtraj.operators import GGN
-from geomtraj.statistics.base import Outcome, Point, Quantity, Statistic
+from geomtraj.statistics.base import Outcome, Point, Quantity, Statistic, without
 from geomtraj.statistics.means import mean_of
+from geomtraj.status import Code, Remark, Status
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Directional(Statistic):
     curvature takes away; "sharpness" d'Hd / |d|^2; "relative" d'Hd / (-g'd), of which a step of 2 / relative times d
     gains nothing on a quadratic. Where d is zero there is no sharpness, and the status says so.
 
-    Cost: one gradient, one step of the optimizer and one product; with `batch_size` a step and a product for each batch.
+    Cost: one gradient, one step of the optimizer and one product; with `batch_size` a step and a product for each.
 
     Attributes:
         batch_size: None for the step on the problem's loss, without error; else the mean over steps on minibatches of
@@ -52,7 +53,7 @@ class Directional(Statistic):
             steps = [point.next_update(batch) for batch in drawn]
         moving = [d for d in steps if d.any()]
         if not moving:
-            return Outcome({}, status="the optimizer's next step is zero: nothing changes along it")
+            return without("the optimizer's next step is zero: nothing changes along it", Code.ZERO)
         before = point.hessian.matvecs
         D = torch.stack(moving, 1)
         products = point.hessian @ D
@@ -64,15 +65,16 @@ class Directional(Statistic):
             try:
                 found["gauss_newton"] = _forms(D, GGN(point.problem, point.theta) @ D) / forms
             except InputError as error:
-                remarks.append(f"gauss_newton: {error}")
+                remarks.append(Remark(Code.LEFT_OUT, f"gauss_newton: {error}", "gauss_newton"))
         still, climbing = len(steps) - len(moving), int((gains <= 0).sum())
         if still:
-            remarks.append(f"{still} of {len(steps)} steps are zero and are left out")
+            remarks.append(Remark(Code.LEFT_OUT, f"{still} of {len(steps)} steps are zero and are left out"))
         if climbing:
-            remarks.append(f"{climbing} of {len(steps)} steps do not go downhill (-g'd <= 0)")
+            text = f"{climbing} of {len(steps)} steps do not go downhill (-g'd <= 0)"
+            remarks.append(Remark(Code.OTHER, text, "relative"))
         sampled = None if self.batch_size is None else len(moving)
         quantities = {label: _quantity(v, sampled) for label, v in found.items() if torch.isfinite(v).all()}
-        return Outcome(quantities, {}, "; ".join(remarks) or "ok", point.hessian.matvecs - before)
+        return Outcome(quantities, {}, Status(remarks), point.hessian.matvecs - before)
 
 
 def _forms(a: Tensor, b: Tensor) -> Tensor:

@@ -11,8 +11,9 @@ from geomtraj.errors import InputError
 from geomtraj.problem import dense, leaves
 from geomtraj.sampling import gathered
 from geomtraj.seeding import generator
-from geomtraj.statistics.base import Outcome, Point, Quantity, Statistic
+from geomtraj.statistics.base import Outcome, Point, Quantity, Statistic, without
 from geomtraj.statistics.means import mean_of
+from geomtraj.status import Code, Remark, Status
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class NoiseScale(Statistic):
         N, g = problem.examples, point.gradient.double()
         square = float(g @ g)
         if not square > 0:
-            return Outcome({}, status="the gradient is zero: the noise has no signal to be compared with")
+            return without("the gradient is zero: the noise has no signal to be compared with", Code.ZERO)
         draw = torch.randperm(N, generator=generator(self.seed, "noise scale"))[: max(self.samples, 1)]
         apart = [example_gradient(point, batch) - g for batch in gathered(problem, list(draw[:, None]))]
         traces = [float(d @ d) for d in apart]
@@ -66,11 +67,10 @@ class NoiseScale(Statistic):
             forms = ((point.hessian @ few).double() * few.double()).sum(0).tolist()
             quantities["curved"] = _over(mean_of(forms, of=N), form)
         else:
-            remarks.append(
-                "g'Hg is not positive: the loss does not curve up along its gradient, so “curved” is not there"
-            )
+            text = "g'Hg is not positive: the loss does not curve up along its gradient, so there is no “curved”"
+            remarks.append(Remark(Code.LEFT_OUT, text, "curved"))
         details = {"trace": quantities["simple"].value * square, "examples": N, "drawn": len(apart)}
-        return Outcome(quantities, details, "; ".join(remarks) or "ok", point.hessian.matvecs - before)
+        return Outcome(quantities, details, Status(remarks), point.hessian.matvecs - before)
 
 
 def example_gradient(point: Point, batch: object) -> Tensor:

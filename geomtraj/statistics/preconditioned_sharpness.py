@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from geomtraj.linalg import eigsh
-from geomtraj.statistics.base import Outcome, Point, Quantity, Statistic
+from geomtraj.statistics.base import Outcome, Point, Quantity, Statistic, without
 from geomtraj.statistics.preconditioners import Unknown, preconditioned
+from geomtraj.status import Code, Remark, Status
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,16 @@ class PreconditionedSharpness(Statistic):
         try:
             operator, threshold = preconditioned(point.hessian, groups, point.theta)
         except Unknown as error:
-            return Outcome({}, status=str(error))
+            return without(str(error))
         pairs = eigsh(operator, 1, "LA", self.tol, self.seed)
         value, residual = float(pairs.values[0]), float(pairs.residuals[0])
         quantities = {
             "sharpness": Quantity(value, value - residual, value + residual),
             "threshold": Quantity.exact(threshold),
         }
-        remarks = [] if pairs.converged.all() else [f"not converged: residual {residual:.2g} at {value:.3g}"]
+        status = Status()
+        if not pairs.converged.all():
+            text = f"sharpness has not converged: residual {residual:.2g} at {value:.3g}"
+            status = status.plus(Remark(Code.NOT_CONVERGED, text, "sharpness"))
         details = {"optimizer": sorted({group.kind for group in groups}), "ratio": value / threshold}
-        return Outcome(quantities, details, "; ".join(remarks) or "ok", point.hessian.matvecs - before)
+        return Outcome(quantities, details, status, point.hessian.matvecs - before)
