@@ -24,8 +24,9 @@ class BlockSpectra(Statistic):
     Each block's eigenvalues, weighted equally, are smoothed by a Gaussian of `width` times the range of all blocks and
     put into `bins` bins of that range; natural logarithms. With `scale` "log" the axis is asinh(1000 lambda / max
     |lambda|), on which spectra of other sizes are apart too. Small blocks are taken from all their eigenvalues, others
-    from stochastic Lanczos quadrature, whose weights are used; its 95 % interval is the jackknife's over the probes. A
-    block that the loss does not reach is left out; of one block alone there is nothing to compare.
+    from stochastic Lanczos quadrature, whose weights are used; noise makes densities differ more, so that the mean is
+    corrected by the jackknife over the probes, which gives the 95 % interval too. A block that the loss does not reach
+    is left out; of one block alone there is nothing to compare.
 
     The details hold the blocks' names; the arrays "grid" (bins,), "densities" (blocks, bins), mass in each bin, and
     "divergences" (blocks, blocks).
@@ -118,6 +119,7 @@ class BlockSpectra(Statistic):
         if probes < 2:
             return Quantity(value)
         left = np.array([mean_divergence(np.delete(masses, i, 1).mean(1)) for i in range(probes)])
+        value = min(max(probes * value - (probes - 1) * float(left.mean()), 0.0), math.log(2))
         sem = math.sqrt((probes - 1) / probes * float(((left - left.mean()) ** 2).sum()))
         half = float(stdtrit(probes - 1, 0.975)) * sem
         return Quantity(value, max(value - half, 0.0), min(value + half, math.log(2)))

@@ -1,4 +1,4 @@
-"""How far the leading eigenvectors of the Hessian have moved, how localised they are, what of the gradient they hold."""
+"""How far the Hessian's leading eigenvectors have moved, how localised they are, what of the gradient they hold."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ class Eigenvectors(Statistic):
             remarks.append(Remark(Code.NOTE, text))
         else:
             earlier, spent = self._earlier(point, k)
-        pairs = self._search(point, k, None if earlier is None or not self.warm else earlier.vectors)
+        warm = earlier.vectors if earlier is not None and self.warm else None
+        pairs = self._search(point, k, warm)
         spent += pairs.matvecs
         found = _Known.of(pairs, k)
         if not found.vectors.isfinite().all():
@@ -78,7 +79,7 @@ class Eigenvectors(Statistic):
         details = {
             "values": found.values.tolist(),
             "angles": found.angles.tolist(),
-            "warm": bool(earlier and self.warm),
+            "warm": warm is not None,
         }
         return Outcome(quantities, details, Status(remarks), spent, arrays)
 

@@ -21,13 +21,12 @@ from geomtraj.trees import arrays_of
 
 @dataclass(frozen=True)
 class TokenGroups(Statistic):
-    """The mean loss L_k, |grad L_k| and tr Hessian(L_k) of the labels in each group k: "loss 1", "gradient 1",
-    "curvature 1" of the most frequent ones, and so on.
+    """The mean loss L_k, |grad L_k| and tr Hessian(L_k) of the labels in each group k, by frequency.
 
-    Labels are sorted by their frequency in the problem's batches and cut into groups that hold about equal shares of
-    all of them, so that a group is one frequent label or many rare ones. The labels are the last integer array of a
-    batch that has the losses' shape, or the array that `labels` counts to. Loss and gradient are exact, the trace has
-    the interval of its probes.
+    "loss 1", "gradient 1" and "curvature 1" belong to the most frequent labels, and so on. Labels are sorted by
+    their frequency in the problem's batches and cut into groups that hold about equal shares of all of them, so that a
+    group is one frequent label or many rare ones. The labels are the last integer array of a batch that has the losses'
+    shape, or the array that `labels` counts to. Loss and gradient are exact, the trace has the interval of its probes.
 
     Cost: a gradient and `probes` products for each group, and four passes over the batches.
 
@@ -103,8 +102,9 @@ class TokenGroups(Statistic):
                     kept &= weights.reshape(*labels.shape, -1).sum(-1).cpu() > 0
                 more = torch.bincount(labels[kept].reshape(-1).cpu()).double()
                 size = max(len(counts), len(more))
-                counts = sum(torch.nn.functional.pad(c, (0, size - len(c))) for c in (counts, more))  # type: ignore[assignment]
-        return place, counts
+
+    counts = sum(torch.nn.functional.pad(c, (0, size - len(c))) for c in (counts, more))  # type: ignore[assignment]
+    return place, counts
 
 
 def _whole(array: Tensor) -> bool:

@@ -16,12 +16,12 @@ MEASURES = ("stable_rank", "orthogonality", "rms")
 
 @dataclass(frozen=True)
 class Updates(Statistic):
-    """Of the next step D of each weight matrix, with the singular values s (r of them):
+    """Stable rank, orthogonality and size of the next step D of each weight matrix.
 
-    "stable_rank" sum s^2 / max s^2; "orthogonality" (sum s)^2 / (r sum s^2), 1 where all singular values agree, as in
-    Muon's steps, and 1 / r for rank one; "rms" |D|_F / sqrt(entries). The plain labels are the means over all matrices,
-    those of one are "0.weight: rms". Convolutions are matrices of their first axis by all others. All numbers are
-    exact; the arrays hold the singular values by block.
+    With its r singular values s: "stable_rank" sum s^2 / max s^2; "orthogonality" (sum s)^2 / (r sum s^2), 1 where
+    they agree, as in Muon's steps, and 1 / r for rank one; "rms" |D|_F / sqrt(entries). The plain labels are the means
+    over all matrices, those of one are "0.weight: rms". Convolutions are matrices of their first axis by all others.
+    All numbers are exact; the arrays hold the singular values by block.
 
     Cost: one gradient, one step of the optimizer, and the singular values of every matrix; no product.
 

@@ -16,7 +16,7 @@ from geomtraj.statistics import REGISTRY, Point, Statistic
 
 NAMES = sorted(REGISTRY)
 CHEAP = {
-    "batch_sharpness": {"batch_size": 8},
+    "batch_sharpness": {"batch_size": 8, "most": 16},
     "r_med": {"samples": 8},
     "condition": {"steps": 20, "max_steps": 30},
     "spectrum": {"steps": 20},
