@@ -103,8 +103,9 @@ class TokenGroups(Statistic):
                 more = torch.bincount(labels[kept].reshape(-1).cpu()).double()
                 size = max(len(counts), len(more))
 
-    counts = sum(torch.nn.functional.pad(c, (0, size - len(c))) for c in (counts, more))  # type: ignore[assignment]
-    return place, counts
+                counts, more = (torch.nn.functional.pad(c, (0, size - len(c))) for c in (counts, more))
+                counts = counts + more
+        return place, counts
 
 
 def _whole(array: Tensor) -> bool:
