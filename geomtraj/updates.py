@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -182,6 +182,48 @@ def _builder(about: Mapping[str, Any]) -> Factory:
         f"geomtraj cannot build by itself: pass optimizer=lambda params: {name or 'Name'}(params, ...) with the "
         "settings of training, or register it with geomtraj.updates.register_optimizer for gt.measure."
     )
+
+
+class GroupState(NamedTuple):
+    """One parameter group of an optimizer, as an iterate holds it.
+
+    Attributes:
+        kind: Class of the optimizer.
+        names: Of its parameters.
+        settings: Learning rate, momentum and the like in the step from this iterate.
+        state: Parameter -> what the optimizer keeps for it.
+    """
+
+    kind: str
+    names: list[str]
+    settings: dict[str, Any]
+    state: dict[str, dict[str, Any]]
+
+
+def group_states(iterate: Iterate) -> list[GroupState]:
+    """The parameter groups of all optimizers of an iterate's run.
+
+    Raises:
+        NotRecorded: As for `next_update`.
+    """
+    states = iterate.optimizer_state
+    if not states:
+        planned(iterate)
+    states = states if isinstance(states, list) else [states]
+    found: list[GroupState] = []
+    for about, stored in zip(_described(iterate, states), states, strict=True):
+        for names, group in zip(about["groups"], stored["param_groups"], strict=True):
+            settings = {key: value for key, value in group.items() if key != "params"}
+            kept = {n: stored["state"][i] for n, i in zip(names, group["params"], strict=True) if i in stored["state"]}
+            found.append(GroupState(str(about["class"]), list(names), settings, kept))
+    for name, number in iterate.changed.items():
+        index, key, *place = name.split("/")
+        settings = found[int(index)].settings
+        if place:
+            settings[key] = tuple(number if str(i) == place[0] else v for i, v in enumerate(settings[key]))
+        else:
+            settings[key] = number
+    return found
 
 
 class _Step:

@@ -84,7 +84,7 @@ class Arrays(Mapping[str, np.ndarray]):
         table: Table = {"file": f"{stem}.{mark}.npz", "bytes": len(text.getbuffer()), "members": told}
         found = Arrays(None, table, folder)
         if not found.whole:
-            write_bytes(folder / FOLDER / table["file"], text.getvalue())
+            write_bytes(folder / FOLDER / str(table["file"]), text.getvalue())
         return found
 
     def to_json(self) -> Table:

@@ -18,7 +18,7 @@ from geomtraj.measuring.record import Measurement
 from geomtraj.problem import Problem
 from geomtraj.statistics import Point, Statistic
 from geomtraj.trajectory import Iterate, Trajectory, model_state
-from geomtraj.updates import FACTORIES, next_update, planned
+from geomtraj.updates import FACTORIES, GroupState, group_states, next_update, planned
 
 
 class Job(Protocol):
@@ -48,11 +48,15 @@ class Place:
         job: What is measured.
         iterate: The iterate.
         content: Checksum of what it holds.
+
+    Attributes:
+        iterate: The iterate.
+        trajectory: All iterates that were recorded, whichever of them are measured.
     """
 
     def __init__(self, job: Job, iterate: Iterate, content: str):
         self._job, self.iterate, self.content = job, iterate, content
-        self.trajectory = job.trajectory
+        self.trajectory = _whole(job.trajectory)
 
     @cached_property
     def before(self) -> Iterate | None:
@@ -67,6 +71,11 @@ class Place:
     def _neighbour(self, offset: int) -> Iterate | None:
         place = self.trajectory.steps.index(self.iterate.step) + offset
         return self.trajectory[place] if 0 <= place < len(self.trajectory) else None
+
+    @cached_property
+    def groups(self) -> list[GroupState]:
+        """The optimizers' parameter groups with their settings and states."""
+        return group_states(self.iterate)
 
     def next_update(self, problem: Problem, batches: list[Any] | None) -> Tensor:
         """The optimizer's own next step, shape (P,)."""
@@ -89,8 +98,13 @@ class Place:
         if self.before is None:
             raise InputError(f"there is no iterate before that of step {self.iterate.step}.")
         with preserved_state(problem.model):
-            put_into(problem, self.trajectory, self.before)
+            put_into(problem, self._job.trajectory, self.before)
             yield Point(problem, history=Place(self._job, self.before, content_of(self.before)))
+
+
+def _whole(trajectory: Trajectory) -> Trajectory:
+    """All iterates that were recorded, so that no number depends on which of them are measured."""
+    return getattr(trajectory, "whole", trajectory)
 
 
 NEEDS = ("optimizer", "before", "trajectory")
@@ -108,7 +122,7 @@ def check_needs(trajectory: Trajectory, statistics: Iterable[Statistic]) -> None
         for need in needs:
             if need not in NEEDS:
                 raise InputError(f"{statistic.name} needs {need!r}: there are {', '.join(NEEDS)}.")
-        if "before" in needs and len(trajectory) < 2:
+        if "before" in needs and len(_whole(trajectory)) < 2:
             raise NotRecorded(
                 f"{statistic.name} needs two iterates, and {trajectory.path} holds one: record more of the run."
             )

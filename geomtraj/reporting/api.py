@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from geomtraj.comparing.pairing import check_groups
 from geomtraj.errors import InputError
 from geomtraj.measuring.results import Results
-from geomtraj.reporting import runs
+from geomtraj.reporting import every_label, runs
 from geomtraj.reporting.figures import FIGURES
 from geomtraj.reporting.files import check_writable, write, write_drawing
 from geomtraj.reporting.material import Drawing, LeftOut, gather, listed
@@ -34,7 +35,8 @@ def write_report(groups: Mapping[str, Sequence[Results]], path: str | Path, titl
     drawings: list[tuple[Drawing, bytes]] = []
     left_out = []
     with plain_style():
-        for draw in FIGURES:
+        every = [functools.partial(every_label.draw, statistic=name) for name in every_label.others(material)]
+        for draw in (*FIGURES, *every):
             drawing = draw(material)
             if isinstance(drawing, LeftOut):
                 left_out.append(drawing.reason)

@@ -7,24 +7,50 @@ from typing import Any
 
 from geomtraj.errors import InputError, unknown_name
 from geomtraj.statistics.base import Outcome, Point, Quantity, Statistic
+from geomtraj.statistics.batch_sharpness import BatchSharpness
+from geomtraj.statistics.block_spectra import BlockSpectra
 from geomtraj.statistics.condition import Condition
+from geomtraj.statistics.critical_sharpness import CriticalSharpness
+from geomtraj.statistics.cross_layer import CrossLayer
+from geomtraj.statistics.directional import Directional
+from geomtraj.statistics.eigenvectors import Eigenvectors
+from geomtraj.statistics.l1_norm import L1Norm
 from geomtraj.statistics.loss import Loss
+from geomtraj.statistics.noise_scale import NoiseScale
+from geomtraj.statistics.path import Path
+from geomtraj.statistics.preconditioned_sharpness import PreconditionedSharpness
 from geomtraj.statistics.r_med import MedianConditionRatio, RMed, r_med
 from geomtraj.statistics.spectrum import Spectrum
+from geomtraj.statistics.sqrt_trace import SqrtTrace
+from geomtraj.statistics.token_groups import TokenGroups
 from geomtraj.statistics.trace import Trace
 from geomtraj.statistics.uniformity import SingularVectors
 from geomtraj.statistics.units import Units
+from geomtraj.statistics.updates import Updates
 
 REGISTRY: dict[str, type[Statistic]] = {
     cls.name: cls
     for cls in (
+        BatchSharpness,
+        BlockSpectra,
         Condition,
+        CriticalSharpness,
+        CrossLayer,
+        Directional,
+        Eigenvectors,
+        L1Norm,
         Loss,
         MedianConditionRatio,
+        NoiseScale,
+        Path,
+        PreconditionedSharpness,
         SingularVectors,
         Spectrum,
+        SqrtTrace,
+        TokenGroups,
         Trace,
         Units,
+        Updates,
     )
 }
 

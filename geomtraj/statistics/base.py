@@ -20,6 +20,7 @@ from geomtraj.linalg import Eigenpairs, eigsh
 from geomtraj.operators import Hessian
 from geomtraj.problem import Problem
 from geomtraj.sampling import minibatches
+from geomtraj.status import Code, Remark, Status
 
 T = TypeVar("T")
 
@@ -63,6 +64,11 @@ class Outcome:
     arrays: dict[str, np.ndarray] = field(default_factory=dict, compare=False)
 
 
+def without(reason: str, code: Code = Code.LEFT_OUT, details: dict[str, Any] | None = None) -> Outcome:
+    """An outcome without numbers, and the reason why."""
+    return Outcome({}, details or {}, Status([Remark(code, reason)]))
+
+
 class History(Protocol):
     """Where a point stands on a trajectory, as measuring makes it."""
 
@@ -81,6 +87,10 @@ class History(Protocol):
     @property
     def trajectory(self) -> Any:
         """The `Trajectory`."""
+
+    @property
+    def groups(self) -> list[Any]:
+        """The optimizers' parameter groups: `kind`, `names`, `settings` and `state` by parameter."""
 
     def next_update(self, problem: Problem, batches: list[Any] | None) -> Tensor:
         """The optimizer's own next step, shape (P,)."""
@@ -160,6 +170,10 @@ class Point:
             InputError: There are not so many examples, or the batches cannot be taken apart.
         """
         return minibatches(self.problem, size, count, seed)
+
+    def has(self, name: str, *arguments: Any) -> bool:
+        """Whether something shared is there already: what it cost was told by another statistic then."""
+        return (name, *arguments) in self._shared
 
     def shared(self, name: str, make: Callable[[], T], *arguments: Any) -> T:
         """What `make` gives, kept at this point under a name and the arguments that it depends on."""

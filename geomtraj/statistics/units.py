@@ -66,6 +66,9 @@ class Units(Statistic):
         if moments.fallback:
             text = "the curvature of the loss by the output is not known: gradients of the losses were taken"
             remarks.append(Remark(Code.REPLACED, text))
+        flat = [name for name, quantity in quantities.items() if math.isnan(quantity.value)]
+        for name in flat:
+            remarks.append(Remark(Code.LEFT_OUT, f"{name}: all second moments are zero or not finite: no ratio", name))
         if not quantities:
             remarks.append(Remark(Code.LEFT_OUT, "no weight matrix was found"))
         return Outcome(quantities, details, Status(remarks))

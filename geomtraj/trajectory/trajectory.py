@@ -107,6 +107,14 @@ class Trajectory:
         self.manifest: dict[str, Any] = read_manifest(self.path)
 
     @property
+    def whole(self) -> Trajectory:
+        """The trajectory with all of its iterates, of which this may be a slice."""
+        part = Trajectory.__new__(Trajectory)
+        part.__dict__.update(self.__dict__)
+        part.steps = store.stored_steps(self.path)
+        return part
+
+    @property
     def meta(self) -> dict[str, Any]:
         """What the Recorder was given as `meta`."""
         return self.manifest.get("meta", {})

@@ -66,6 +66,12 @@ def test_a_point_knows_its_iterate_its_neighbours_and_its_optimizer(tmp_path):
         assert q["gone"].value == pytest.approx(float(gone))
 
 
+def test_neighbours_are_the_recorded_ones_whichever_are_measured(tmp_path):
+    run = record(tmp_path / "run")
+    (alone,) = gt.measure(run[1:2], problem(), [Along()], progress=False).of("along")
+    assert alone.quantities["before"].value == 0 and alone.quantities["after"].value == 4
+
+
 def test_workers_reach_neighbours_by_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = record("run")
@@ -88,10 +94,10 @@ def test_a_statistic_finds_its_own_result_at_the_iterate_before(tmp_path):
 
 
 def test_what_a_trajectory_lacks_is_refused_before_anything_is_measured(tmp_path):
-    run = record(tmp_path / "run")
-    short = run[:1]
+    run = record(tmp_path / "run", every=100)[:1]
+    (run.path / "iterates" / "00000006.h5").unlink()
     with pytest.raises(NotRecorded, match=r"along needs two iterates, and .*run holds one"):
-        gt.measure(short, problem(), [Along()], progress=False)
+        gt.measure(run, problem(), [Along()], progress=False)
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with gt.Recorder(tmp_path / "bare", model, optimizer, gt.every(1), optimizer_state=False):
