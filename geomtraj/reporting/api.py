@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from geomtraj.comparing.pairing import check_groups
@@ -12,7 +12,7 @@ from geomtraj.measuring.results import Results
 from geomtraj.reporting import every_label, runs
 from geomtraj.reporting.figures import FIGURES
 from geomtraj.reporting.files import check_writable, write, write_drawing
-from geomtraj.reporting.material import Drawing, LeftOut, gather, listed
+from geomtraj.reporting.material import Drawing, LeftOut, Material, gather, listed
 from geomtraj.reporting.page import contrast_file, page
 from geomtraj.reporting.style import plain_style
 
@@ -35,8 +35,9 @@ def write_report(groups: Mapping[str, Sequence[Results]], path: str | Path, titl
     drawings: list[tuple[Drawing, bytes]] = []
     left_out = []
     with plain_style():
-        every = [functools.partial(every_label.draw, statistic=name) for name in every_label.others(material)]
-        for draw in (*FIGURES, *every):
+        draws: list[Callable[[Material], Drawing | LeftOut]] = [*FIGURES]
+        draws += [functools.partial(every_label.draw, statistic=name) for name in every_label.others(material)]
+        for draw in draws:
             drawing = draw(material)
             if isinstance(drawing, LeftOut):
                 left_out.append(drawing.reason)
