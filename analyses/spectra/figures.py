@@ -9,7 +9,7 @@ import numpy as np
 from analyses.spectra.data import ALL, COMPARED, MEAN, Point, Task
 from analyses.spectra.findings import contrasts
 from geomtraj.reporting.decades import KERNEL, per_decade
-from geomtraj.reporting.forests import Forest, Ratios, draw_forests
+from geomtraj.reporting.forests import Estimates, Forest, draw_forests
 from geomtraj.reporting.material import Drawing, LeftOut
 from geomtraj.reporting.panels import Mark, Panel, draw_panels
 from geomtraj.reporting.style import COLOURS
@@ -76,11 +76,11 @@ def ratios(tasks: Sequence[Task]) -> Drawing | LeftOut:
     for task in tasks:
         usable, series = task.usable(), []
         for key, rows in contrasts(task).items():
-            ends = {layer: (r.ratio, r.low, r.high) for layer, (r, _) in rows.items() if r.n}
+            ends = {layer: r for layer, (r, _) in rows.items() if r.n}
             if len(usable) > 1:
                 mean = task.mean_contrast(key, usable)
-                ends[MEAN] = (mean.ratio, mean.low, mean.high)
-            series.append(Ratios(COMPARED[key], KINDS[key], ends))
+                ends[MEAN] = mean
+            series.append(Estimates(COMPARED[key], KINDS[key], ends))
         names = [*task.layers, MEAN] if len(usable) > 1 else task.layers
         panels.append(Forest(task.title, f"{task.ratio} at equal loss", names, series, apart=int(len(usable) > 1)))
     caption = (

@@ -8,7 +8,7 @@ from typing import Any
 
 from analyses.uniformity.data import CONTROL, NAMES, SETS, Contrasts, Points
 from geomtraj.inference.regression import Explained
-from geomtraj.reporting.forests import Forest, Ratios, draw_forests
+from geomtraj.reporting.forests import Estimates, Forest, draw_forests
 from geomtraj.reporting.material import Drawing, LeftOut
 from geomtraj.reporting.panels import Mark, Panel, draw_panels
 from geomtraj.reporting.style import COLOURS
@@ -82,8 +82,8 @@ def compared(config: dict[str, Any], facing: Mapping[str, Contrasts | None]) -> 
             continue
         chosen: Sequence[str] = ("r_med", "factorised", "vectors", "dead")
         series = [
-            Ratios({"r_med": "R_med", **NAMES}[name], COLOURS[k],
-                   {layer: (row.ratio, row.low, row.high) for layer, row in one.rows[name].items()})
+            Estimates({"r_med": "R_med", **NAMES}[name], COLOURS[k],
+                   {layer: row.interval for layer, row in one.rows[name].items()})
             for k, name in enumerate(chosen) if name in one.rows
         ]  # fmt: skip
         first, second = config["optimizers"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +175,9 @@ def _points(found: Mapping[str, Points]) -> Sheet:
                 p.step,
                 p.loss,
                 p.layer,
-                *asdict(p.r_med).values(),
+                p.r_med.value,
+                p.r_med.low,
+                p.r_med.high,
                 *(p.values[n] for n in names),
             ]
             for task, points in found.items()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from geomtraj.diagonals import Diagonal, diagonal
 from geomtraj.errors import InputError, unknown_name
+from geomtraj.inference import Interval
 from geomtraj.linalg import Eigenpairs, eigsh
 from geomtraj.operators import Hessian
 from geomtraj.problem import Problem
@@ -26,12 +27,8 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Quantity:
+class Quantity(Interval):
     """One number with its 95 % interval; NaN where the interval is not known, value = low = high where it is exact."""
-
-    value: float
-    low: float = math.nan
-    high: float = math.nan
 
     @classmethod
     def exact(cls, value: float) -> Quantity:

@@ -14,7 +14,7 @@ from analyses.spectra import figures, findings
 from analyses.spectra.data import ALL, Point, Task
 from geomtraj import tasks
 from geomtraj.comparing.nearest import Match
-from geomtraj.inference.rank_correlation import Ranks
+from geomtraj.inference.rank_correlation import RankCorrelation
 from geomtraj.operators import Hessian
 from geomtraj.reporting.material import LeftOut
 from geomtraj.trajectory import Trajectory
@@ -247,4 +247,4 @@ def test_medians_that_are_not_resolved_can_leave_the_answer_open():
      (-0.2, 0.8, "undecided"), (math.nan, math.nan, "none")],
 )  # fmt: skip
 def test_every_interval_of_a_rank_correlation_has_its_word(low, high, word):
-    assert findings.judged(Ranks(0.3, low, high, 5, 60), 0.5) == word and word in findings._WORDS
+    assert findings.judged(RankCorrelation(0.3, low, high, 5, points=60), 0.5) == word and word in findings._WORDS
