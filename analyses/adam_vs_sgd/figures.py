@@ -5,18 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from analyses.adam_vs_sgd.data import MEAN, VARIANTS, Task, shown
-from geomtraj.comparing.blocks import mean_over_blocks
+from analyses.common.blocks import mean_over_blocks
 from geomtraj.inference import Interval
-from geomtraj.reporting.forests import Estimates, Forest, draw_forests
-from geomtraj.reporting.material import Drawing, LeftOut
-from geomtraj.reporting.panels import Mark, Panel, draw_panels
-from geomtraj.reporting.style import COLOURS, short
+from geomtraj.reporting import (
+    COLOURS,
+    Estimates,
+    Forest,
+    Mark,
+    Panel,
+    ReportFigure,
+    Skipped,
+    draw_forests,
+    draw_panels,
+    short,
+)
 
 KINDS = dict(zip(VARIANTS, ("#000000", COLOURS[2], COLOURS[4]), strict=True))
 NOISY, FULL = "#000000", COLOURS[3]
 
 
-def layers(tasks: Sequence[Task], seeds: int) -> Drawing | LeftOut:
+def layers(tasks: Sequence[Task], seeds: int) -> ReportFigure | Skipped:
     """Every weight matrix's ratio at equal loss, and the mean over them."""
     panels = [
         Forest(
@@ -42,7 +50,7 @@ def layers(tasks: Sequence[Task], seeds: int) -> Drawing | LeftOut:
     return draw_forests("layers", "R_med at equal loss, layer by layer", caption, panels)
 
 
-def along(tasks: Sequence[Task]) -> Drawing | LeftOut:
+def along(tasks: Sequence[Task]) -> ReportFigure | Skipped:
     """R_med against the evaluation loss, one line for each run."""
     panels = []
     for task in tasks:
@@ -67,7 +75,7 @@ def along(tasks: Sequence[Task]) -> Drawing | LeftOut:
     return draw_panels("along", "R_med along training", caption, panels, columns=4, height=2.1)
 
 
-def full_batch(pairs: Sequence[tuple[Task, Task]], seeds: int) -> Drawing | LeftOut:
+def full_batch(pairs: Sequence[tuple[Task, Task]], seeds: int) -> ReportFigure | Skipped:
     """Estimates of full-batch runs beside those of mini-batch runs."""
     panels = [
         Forest(
@@ -89,7 +97,7 @@ def full_batch(pairs: Sequence[tuple[Task, Task]], seeds: int) -> Drawing | Left
     return draw_forests("full_batch", "Is gradient noise the cause?", caption, panels, columns=1)
 
 
-def summary(tasks: Sequence[Task], seeds: int) -> Drawing | LeftOut:
+def summary(tasks: Sequence[Task], seeds: int) -> ReportFigure | Skipped:
     """The mean over weight matrices of every task, by variant and pairing."""
     names = [task.title for task in tasks]
     colours = {"loss": COLOURS[1], "step": COLOURS[5]}

@@ -12,9 +12,8 @@ from analyses.adam_vs_sgd.data import FIRM, MEAN, MEANS, VARIANTS, Task, adjuste
 from analyses.common import trajectories
 from analyses.common.run import Analysis, finish
 from geomtraj.comparing import Row
-from geomtraj.inference.trend import mean_over_seeds
-from geomtraj.reporting.analysis import Sheet
-from geomtraj.reporting.style import number
+from geomtraj.inference import mean_over_seeds
+from geomtraj.reporting import Sheet, number
 
 
 def write(

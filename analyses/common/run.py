@@ -25,10 +25,8 @@ import torch
 
 import geomtraj as gt
 from geomtraj.errors import InputError, unknown_name
-from geomtraj.reporting.analysis import Sheet, analysis_page
-from geomtraj.reporting.summary import Answer
-from geomtraj.trajectory.files import write_json
-from geomtraj.trajectory.manifest import git_commit
+from geomtraj.reporting import Answer, Sheet, analysis_page
+from geomtraj.trajectory import git_commit, write_json
 
 HERE = Path(__file__).resolve().parent.parent
 SCALES = ("small", "paper")

@@ -11,10 +11,8 @@ from analyses.common import trajectories
 from analyses.common.run import Analysis, finish
 from analyses.region_switch import figures, findings
 from analyses.region_switch.data import MEASURES, Arm, Done, Runs, name_of
-from geomtraj.comparing.speed import fall
-from geomtraj.inference.ratios import holm
-from geomtraj.reporting.analysis import Sheet
-from geomtraj.reporting.material import listed
+from geomtraj.inference import fall, holm
+from geomtraj.reporting import Sheet, listed
 
 
 def write(analysis: Analysis, rates: Any, levels: dict[str, float], retuned: Sequence[Done], runs: Runs) -> Path:

@@ -7,11 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from analyses.spectra.data import ALL, COMPARED, Task
-from geomtraj.inference.rank_correlation import RankCorrelation, kendall, spearman
-from geomtraj.inference.ratios import OverSeeds, holm
-from geomtraj.reporting.material import listed
-from geomtraj.reporting.style import number
-from geomtraj.reporting.summary import Answer
+from geomtraj.inference import OverSeeds, RankCorrelation, holm, kendall, spearman
+from geomtraj.reporting import Answer, listed, number
 
 LEVEL = 0.05
 ABOVE = 1.01  # max|H_ii| over λmax beyond which the bound counts as broken: single precision and estimated entries

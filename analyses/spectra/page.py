@@ -10,9 +10,8 @@ from analyses.common import trajectories
 from analyses.common.run import Analysis, finish
 from analyses.spectra import figures, findings
 from analyses.spectra.data import ALL, COMPARED, MEAN, Task
-from geomtraj.inference.rank_correlation import kendall, spearman
-from geomtraj.inference.trend import mean_over_seeds
-from geomtraj.reporting.analysis import Sheet
+from geomtraj.inference import kendall, mean_over_seeds, spearman
+from geomtraj.reporting import Sheet
 
 WITH = {
     "condition": "λmax / median |λ|, where resolved",

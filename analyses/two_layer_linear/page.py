@@ -9,7 +9,7 @@ from typing import Any
 from analyses.common.run import Analysis, finish
 from analyses.two_layer_linear import figures, findings
 from analyses.two_layer_linear.data import LAYERS, NAMES, Done, Runs, adam_limit
-from geomtraj.reporting.analysis import Sheet
+from geomtraj.reporting import Sheet
 from geomtraj.tasks import two_layer_linear as theory
 
 

@@ -10,9 +10,8 @@ from analyses.common.run import Analysis, finish
 from analyses.uniformity import figures, findings
 from analyses.uniformity.data import CONFIDENCE, NAMES, SETS, Contrasts, Points, contrasts
 from geomtraj.errors import InputError
-from geomtraj.inference.regression import Explained
-from geomtraj.reporting.analysis import Sheet
-from geomtraj.reporting.style import number
+from geomtraj.inference import Explained
+from geomtraj.reporting import Sheet, number
 
 LEVELS = ("factorised", "input", "output", "combined", "rest", "left", "right", "frequency", "dead")
 SHARES = ("first_share", "dead_inputs", "dead_outputs")

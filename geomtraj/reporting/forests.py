@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from geomtraj.inference import Interval
+from geomtraj.reporting.data import ReportFigure, Skipped
 from geomtraj.reporting.forest import STRETCH
-from geomtraj.reporting.material import Drawing, LeftOut
 from geomtraj.reporting.style import WIDTH, legend, log_axis, short
 
 ROW = 0.2  # inches
@@ -52,7 +52,9 @@ class Forest:
     apart: int = 0
 
 
-def draw_forests(name: str, title: str, caption: str, panels: Sequence[Forest], columns: int = 2) -> Drawing | LeftOut:
+def draw_forests(
+    name: str, title: str, caption: str, panels: Sequence[Forest], columns: int = 2
+) -> ReportFigure | Skipped:
     """The figure, with one range of ratios for all panels; its reason to be missing where there is no ratio.
 
     Args:
@@ -66,7 +68,7 @@ def draw_forests(name: str, title: str, caption: str, panels: Sequence[Forest], 
     known = [row for panel in panels for s in panel.series for k, row in s.rows.items() if k in panel.names]
     known = [row for row in known if 0 < row.value < math.inf]
     if not known:
-        return LeftOut(f"The figure “{title}” is left out: no ratio is known.")
+        return Skipped(f"The figure “{title}” is left out: no ratio is known.")
     ratios = np.array([row.value for row in known])
     ends = np.array([x for row in known for x in (row.low, row.high) if 0 < x < math.inf] or [1.0])
     low = max(min(ratios.min(), ends.min(), 1.0), min(ratios.min(), 1.0) / STRETCH) / 1.1
@@ -83,7 +85,7 @@ def draw_forests(name: str, title: str, caption: str, panels: Sequence[Forest], 
             _draw(ax, panel, (low, high), n)
     entries = {s.label: {"color": s.colour, "marker": "o", "ms": 4, "lw": 1.2} for p in panels for s in p.series}
     legend(figure, list(entries.items()), loc="outside upper left", ncols=min(4, len(entries)))
-    return Drawing(name, title, caption, figure)
+    return ReportFigure(name, title, caption, figure)
 
 
 def _draw(ax: Axes, panel: Forest, ends: tuple[float, float], rows: int) -> None:

@@ -13,10 +13,9 @@ from analyses.spectra import __main__ as script
 from analyses.spectra import figures, findings
 from analyses.spectra.data import ALL, Point, Task
 from geomtraj import tasks
-from geomtraj.comparing.nearest import Match
-from geomtraj.inference.rank_correlation import RankCorrelation
+from geomtraj.inference import Match, RankCorrelation
 from geomtraj.operators import Hessian
-from geomtraj.reporting.material import LeftOut
+from geomtraj.reporting import Skipped
 from geomtraj.trajectory import Trajectory
 
 RECIPE = {
@@ -51,7 +50,7 @@ def table(folder, name):
 def without_figures(monkeypatch):
     """For tests of tables and sentences: the smoke test draws."""
     for name in ("draw_panels", "draw_forests"):
-        monkeypatch.setattr(figures, name, lambda *_, **__: LeftOut("No figure."))
+        monkeypatch.setattr(figures, name, lambda *_, **__: Skipped("No figure."))
 
 
 @pytest.fixture(scope="module")

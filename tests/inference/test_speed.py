@@ -3,19 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from geomtraj.comparing.speed import common_level, covered, fall, nearest_to, steps_to
-from geomtraj.errors import InputError
-
-
-def test_the_common_level_lies_between_what_all_start_from_and_what_all_reach():
-    curves = {"a": [8.0, 1.0, 2.0], "b": [9.0, 4.0, math.nan], "c": [16.0, 0.5]}
-    assert common_level(curves, 0.5) == pytest.approx(math.sqrt(8 * 4))
-    assert common_level(curves, 0.25) == pytest.approx(8**0.75 * 4**0.25)
-    with pytest.raises(InputError, match=r"a covers 1 to 8, b covers 9 to 9, c covers 0.5 to 16\): train longer"):
-        common_level({**curves, "b": [9.0, math.inf]}, 0.5)
-    with pytest.raises(InputError, match="b covers none"):
-        common_level({**curves, "b": [math.nan]}, 0.5)
-    assert covered([3.0, math.nan, 1.0]) == "1 to 3"
+from geomtraj.inference.speed import fall, nearest_to, steps_to_loss
 
 
 def test_the_nearest_of_the_two_around_the_first_passage():
@@ -38,9 +26,9 @@ def test_the_fall_is_to_the_mean_of_the_last_ones():
 
 def test_steps_to_a_level_are_interpolated():
     steps, losses = [10, 20, 30, 40], [5.0, 3.0, 4.0, 1.0]
-    assert steps_to(steps, losses, 4.0) == pytest.approx(5)
-    assert steps_to(steps, losses, 3.0) == 10
-    assert steps_to(steps, losses, 2.5) == pytest.approx(25)
-    assert math.isnan(steps_to(steps, losses, 0.5)) and math.isnan(steps_to(steps, losses, 5.0))
+    assert steps_to_loss(steps, losses, 4.0) == pytest.approx(5)
+    assert steps_to_loss(steps, losses, 3.0) == 10
+    assert steps_to_loss(steps, losses, 2.5) == pytest.approx(25)
+    assert math.isnan(steps_to_loss(steps, losses, 0.5)) and math.isnan(steps_to_loss(steps, losses, 5.0))
     exact = np.exp(-0.01 * np.arange(0, 500))
-    assert steps_to(np.arange(0, 500), exact, math.exp(-3.333)) == pytest.approx(333.3, abs=0.01)
+    assert steps_to_loss(np.arange(0, 500), exact, math.exp(-3.333)) == pytest.approx(333.3, abs=0.01)

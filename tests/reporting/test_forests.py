@@ -4,8 +4,8 @@ import numpy as np
 
 from geomtraj.inference import Interval
 from geomtraj.reporting import style
+from geomtraj.reporting.data import ReportFigure, Skipped
 from geomtraj.reporting.forests import Estimates, Forest, draw_forests
-from geomtraj.reporting.material import Drawing, LeftOut
 
 FIRM = Estimates(
     "firm",
@@ -26,7 +26,7 @@ def lines(ax):
 def test_ratios_intervals_and_what_leaves_out_one_are_drawn():
     with style.plain_style():
         drawn = draw_forests("f", "A title", "A caption", [Forest("p", "ratio", ["u", "v", "mean"], [FIRM], apart=1)])
-    assert isinstance(drawn, Drawing)
+    assert isinstance(drawn, ReportFigure)
     ax = drawn.figure.axes[0]
     points = [line for line in ax.lines if line.get_marker() == "o"]
     assert [float(p.get_xdata()[0]) for p in points] == [2.0, 0.5, 1.1]
@@ -52,5 +52,5 @@ def test_values_that_cannot_be_drawn_are_left_out_and_open_intervals_are_cut():
 
 def test_a_figure_without_a_ratio_says_so():
     found = draw_forests("f", "A title", "A caption", [Forest("p", "ratio", ["u"], [Estimates("a", "#000000", {})])])
-    assert isinstance(found, LeftOut) and "A title" in found.reason
-    assert isinstance(draw_forests("f", "A title", "A caption", []), LeftOut)
+    assert isinstance(found, Skipped) and "A title" in found.reason
+    assert isinstance(draw_forests("f", "A title", "A caption", []), Skipped)
