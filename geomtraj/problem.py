@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -22,6 +21,7 @@ from geomtraj.fingerprint import fingerprint
 from geomtraj.inputs import checked_batches, checked_model, selected, warn_of_zeros
 from geomtraj.isolation import in_plain_torch
 from geomtraj.objective import Loss, Objective
+from geomtraj.parameter_names import named_buffers, named_parameters
 from geomtraj.splitting import Recognised, arranged
 
 if TYPE_CHECKING:
@@ -283,7 +283,7 @@ class Problem:
         return found.name
 
     def _parameters(self) -> dict[str, Tensor]:
-        own = dict(self.model.named_parameters())
+        own = named_parameters(self.model)
         return {name: own[name] for name in self.layout}
 
     def _probe(self) -> _Part:
@@ -347,7 +347,7 @@ class Problem:
         return f"{len(self.layout)} tensors with {self.size} entries (layout {mark})"
 
     def _tensor_digests(self) -> dict[str, int]:
-        return {n: digest(t) for n, t in itertools.chain(self.model.named_parameters(), self.model.named_buffers())}
+        return {n: digest(t) for n, t in (named_parameters(self.model) | named_buffers(self.model)).items()}
 
 
 class _Part(NamedTuple):

@@ -28,6 +28,7 @@ FLOORS = [
         "trees",
     },
     {"spreadsheets"},
+    {"parameter_names"},
     {"isolation"},
     {"inputs"},
     {"objective"},
