@@ -308,7 +308,7 @@ class _Step:
     def _set_gradients(self) -> Tensor:
         """The gradient of the mean loss over all batches, into the copies; None where the loss does not reach."""
         weight = self.problem.total_weight if self.own else self._weight()
-        shared = self.own and self.problem._ranks is not None
+        shared = self.own and self.problem.shared
         alone = len(self.batches) == 1 and not shared
         for value in self.values.values():
             value.grad = None

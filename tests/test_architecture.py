@@ -37,6 +37,7 @@ FLOORS = [
     {"splitting"},
     {"recognised"},
     {"attention", "fingerprint"},
+    {"preparation"},
     {"problem"},
     {"sampling"},
     {"operators"},
