@@ -14,7 +14,7 @@ from geomtraj.reporting.data import gather, listed
 from geomtraj.reporting.figures import FIGURES
 from geomtraj.reporting.files import check_writable
 from geomtraj.reporting.page import contrast_file, page
-from geomtraj.reporting.pipeline import write_page
+from geomtraj.reporting.pipeline import Draw, write_page
 
 
 def write_report(groups: Mapping[str, Sequence[Results]], path: str | Path, title: str | None, levels: int) -> Path:
@@ -34,6 +34,9 @@ def write_report(groups: Mapping[str, Sequence[Results]], path: str | Path, titl
     files = {f"tables/{contrast_file(*key)}": table.csv_text() for key, table in data.tables.items()}
     files |= {"tables/measurements.csv": runs.measurements_csv(data), "tables/runs.csv": runs.runs_csv(data)}
     heading = title or f"Terrain of {listed(checked)}"
-    every = [partial(every_label.draw, statistic=name) for name in every_label.others(data)]
-    draws = [partial(draw, data) for draw in (*FIGURES, *every)]
+    others = every_label.others(data)
+    draws: list[Draw] = [
+        *(partial(draw, data) for draw in FIGURES),
+        *(partial(every_label.draw, data, statistic=name) for name in others),
+    ]
     return write_page(path, draws, files, lambda figures, reasons: page(data, figures, reasons, heading))

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from geomtraj.measuring.results import Results
+from geomtraj.reporting.data import ReportData, ReportFigure, Skipped, seeds_text
 from geomtraj.reporting.lines import draw_lines, key
-from geomtraj.reporting.data import ReportFigure, Skipped, ReportData, seeds_text
 from geomtraj.reporting.style import WIDTH, group_legend, log_axis, short
 from geomtraj.statistics import REGISTRY
 
@@ -58,7 +58,9 @@ def draw(data: ReportData, statistic: str) -> ReportFigure | Skipped:
         parts.append(f"{hidden} values are not positive and are not drawn")
     if len(labels) > len(shown):
         parts.append(f"{len(labels) - len(shown)} more labels stand in measurements.csv")
-    return ReportFigure(f"statistic_{re.sub(r'[^0-9A-Za-z_.-]+', '_', statistic)}", title, "; ".join(parts) + ".", figure)
+    return ReportFigure(
+        f"statistic_{re.sub(r'[^0-9A-Za-z_.-]+', '_', statistic)}", title, "; ".join(parts) + ".", figure
+    )
 
 
 def _title(statistic: str) -> str:

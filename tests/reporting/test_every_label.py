@@ -39,9 +39,7 @@ def test_thresholds_and_nulls_are_dotted_in_the_panel_of_their_label():
 
 
 def test_thresholds_in_details_and_values_that_are_not_positive():
-    data = gather(
-        {"a": [made({"sharpness": [1.0, -2.0, 3.0, 4.0]}, "batch_sharpness", thresholds={"2/lr": 5.0})]}, 2
-    )
+    data = gather({"a": [made({"sharpness": [1.0, -2.0, 3.0, 4.0]}, "batch_sharpness", thresholds={"2/lr": 5.0})]}, 2)
     with style.plain_style():
         drawing = every_label.draw(data, "batch_sharpness")
     assert lines_of(drawing)[0].get_ydata().tolist() == [5.0] * 4 and "1 values are not positive" in drawing.caption
