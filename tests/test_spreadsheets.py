@@ -4,11 +4,11 @@ import sys
 
 import numpy as np
 import pytest
+from geomtraj.measuring.rows import COLUMNS
 from synthetic import groups, results_of
 
 from geomtraj.comparing import contrast
 from geomtraj.errors import InputError
-from geomtraj.measuring.rows import COLUMNS
 from geomtraj.reporting.analysis import Sheet
 from geomtraj.reporting.data import gather
 from geomtraj.reporting.runs import measurements_csv

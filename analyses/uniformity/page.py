@@ -11,7 +11,7 @@ from analyses.uniformity import figures, findings
 from analyses.uniformity.data import CONFIDENCE, NAMES, SETS, Contrasts, Points, contrasts
 from geomtraj.errors import InputError
 from geomtraj.inference import Explained
-from geomtraj.reporting import Sheet, number
+from geomtraj.reporting import Content, Sheet, number
 
 LEVELS = ("factorised", "input", "output", "combined", "rest", "left", "right", "frequency", "dead")
 SHARES = ("first_share", "dead_inputs", "dead_outputs")
@@ -46,8 +46,7 @@ def write(analysis: Analysis, found: Mapping[str, Points], rates: Sheet) -> Path
         for task, points in found.items()
         if task in config["tasks"]
     }
-    return finish(
-        analysis,
+    content = Content(
         "Where R_med comes from",
         _question(),
         findings.answers(config, found, facing),
@@ -63,8 +62,8 @@ def write(analysis: Analysis, found: Mapping[str, Points], rates: Sheet) -> Path
             rates,
             _points(found),
         ],
-        main_figure="explained",
     )
+    return finish(analysis, content, main_figure="explained")
 
 
 def _question() -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from geomtraj.measuring.results import Results
 
 if TYPE_CHECKING:
-    from geomtraj.reporting.analysis import Sheet, analysis_page
+    from geomtraj.reporting.analysis import Content, Sheet, analysis_page
     from geomtraj.reporting.data import ReportFigure, Skipped, listed
     from geomtraj.reporting.forests import Estimates, Forest, draw_forests
     from geomtraj.reporting.panels import Mark, Panel, draw_panels
@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from geomtraj.reporting.summary import ADAPTIVE, SGD, WIDE, Answer
 
 __all__ = [
-    "ADAPTIVE", "COLOURS", "SGD", "WIDE", "Answer", "Estimates", "Forest", "Mark", "Panel", "ReportFigure", "Sheet",
+    "ADAPTIVE", "COLOURS", "SGD", "WIDE", "Answer",
+    "Content", "Estimates", "Forest", "Mark", "Panel", "ReportFigure", "Sheet",
     "Skipped", "analysis_page", "draw_forests", "draw_panels", "listed", "number", "report", "short",
 ]  # fmt: skip
 
 _HOMES = {
-    "analysis": ("Sheet", "analysis_page"),
+    "analysis": ("Content", "Sheet", "analysis_page"),
     "data": ("ReportFigure", "Skipped", "listed"),
     "forests": ("Estimates", "Forest", "draw_forests"),
     "panels": ("Mark", "Panel", "draw_panels"),

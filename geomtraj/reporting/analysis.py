@@ -40,48 +40,54 @@ class Sheet:
         return csv_text(self.columns, self.rows)
 
 
-def analysis_page(
-    path: str | Path,
-    title: str,
-    question: str,
-    answers: Sequence[Answer],
-    draws: Sequence[Draw],
-    sheets: Sequence[Sheet],
-    problems: Sequence[str],
-    provenance: Mapping[str, Any],
-) -> Path:
-    """Write an analysis's page, with `figures/`, `tables/` and `provenance.json` beside it; the same input, same bytes.
+@dataclass(frozen=True)
+class Content:
+    """What an analysis's page shows.
 
-    Args:
-        path: The page; its folder is made if it is not there.
+    Attributes:
         title: Heading.
         question: What is asked, in a sentence or two.
         answers: What was found, computed from the numbers.
         draws: Functions that draw one figure each; called in the report's style.
         sheets: The tables.
+    """
+
+    title: str
+    question: str
+    answers: Sequence[Answer]
+    draws: Sequence[Draw]
+    sheets: Sequence[Sheet]
+
+
+def analysis_page(path: str | Path, content: Content, problems: Sequence[str], provenance: Mapping[str, Any]) -> Path:
+    """Write an analysis's page, with `figures/`, `tables/` and `provenance.json` beside it; the same input, same bytes.
+
+    Args:
+        path: The page; its folder is made if it is not there.
+        content: What it shows.
         problems: What failed or was left out, one sentence each.
         provenance: Name -> how the page was made: command, versions, seeds, config.
 
     Raises:
         InputError: The page cannot be written.
     """
-    files = {f"tables/{sheet.name}.csv": sheet.csv() for sheet in sheets}
+    files = {f"tables/{sheet.name}.csv": sheet.csv() for sheet in content.sheets}
     files["provenance.json"] = json.dumps(provenance, indent=1, default=str) + "\n"
 
     def html(figures: list[Drawn], reasons: list[str]) -> str:
         return render(
             "analysis.html.j2",
             {"cell": _cell},
-            title=title,
-            question=question,
-            answers=answers,
+            title=content.title,
+            question=content.question,
+            answers=content.answers,
             figures=figures,
-            tables=sheets,
+            tables=content.sheets,
             problems=[*problems, *reasons],
             provenance={k: v if isinstance(v, str) else json.dumps(v, default=str) for k, v in provenance.items()},
         )
 
-    return write_page(Path(path), draws, files, html)
+    return write_page(Path(path), content.draws, files, html)
 
 
 def _cell(value: Any) -> str:

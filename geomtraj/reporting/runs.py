@@ -9,8 +9,7 @@ from typing import Any
 from geomtraj.comparing.alignment import run_name
 from geomtraj.comparing.naming import UNKNOWN, Optimizer, optimizer_of
 from geomtraj.comparing.row import LEFT_OUT
-from geomtraj.measuring.results import Results
-from geomtraj.measuring.rows import COLUMNS, rows
+from geomtraj.measuring.results import COLUMNS, Results
 from geomtraj.reporting.data import ReportData, listed
 from geomtraj.reporting.style import number
 from geomtraj.spreadsheets import csv_text
@@ -158,7 +157,7 @@ def measurements_csv(data: ReportData) -> str:
             (group, i + 1, *row)
             for group, runs in data.everything.items()
             for i, r in enumerate(runs)
-            for row in rows(r)
+            for row in r.rows()
         ),
     )
 

@@ -7,7 +7,7 @@ import pytest
 
 from geomtraj.errors import InputError
 from geomtraj.reporting import style
-from geomtraj.reporting.analysis import Sheet, analysis_page
+from geomtraj.reporting.analysis import Content, Sheet, analysis_page
 from geomtraj.reporting.data import ReportFigure, Skipped
 from geomtraj.reporting.panels import Mark, Panel, draw_panels
 from geomtraj.reporting.summary import Answer
@@ -21,8 +21,7 @@ def draw():
 
 
 def write(folder, title="A question"):
-    return analysis_page(
-        folder / "new" / "index.html",
+    content = Content(
         title,
         NASTY,
         [Answer("Claim", "It does not hold here.", ["One number.", "Another."])],
@@ -31,6 +30,10 @@ def write(folder, title="A question"):
             Sheet("shown", "Shown", ["name", "value"], [[NASTY, 0.123456789012345], [None, math.nan]], "A note."),
             Sheet("hidden", "Hidden", ["n"], [[123456789]], shown=False),
         ],
+    )
+    return analysis_page(
+        folder / "new" / "index.html",
+        content,
         ["A run diverged."],
         {"command": NASTY, "seeds": [0, 1]},
     )
