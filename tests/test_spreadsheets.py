@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 import pytest
-from geomtraj.measuring.rows import COLUMNS
+from geomtraj.measuring.results import COLUMNS
 from synthetic import groups, results_of
 
 from geomtraj.comparing import contrast
