@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from geomtraj.objective import Objective
+from geomtraj.parameter_names import named_parameters
 from geomtraj.recognised import Fused, embeddings, graph_of, look_fused
 from geomtraj.seeding import gaussian, generator
 from geomtraj.slicing import count, sliced
@@ -100,7 +101,7 @@ def perturbed(model: nn.Module, seed: int = 0) -> dict[str, Tensor]:
     """The parameters with noise of the size of an initialisation on them, so that no part is without effect."""
     rng = generator(seed, "attention")
     found = {}
-    for name, p in model.named_parameters():
+    for name, p in named_parameters(model).items():
         found[name] = p.detach()
         if p.is_floating_point() and p.numel():
             fan = p[0].numel() if p.dim() > 1 else 100

@@ -15,6 +15,7 @@ from geomtraj.errors import GeomtrajError, InputError
 from geomtraj.graphs import nodes_of
 from geomtraj.inputs import refuse_flattened, refuse_generators
 from geomtraj.objective import Objective
+from geomtraj.parameter_names import named_parameters
 from geomtraj.trees import arrays_of, digest_of
 
 
@@ -70,7 +71,7 @@ def two_passes(
         first = _first_pass(objective, parameters, batches, strict)
     captured = set().union(*(s.captured for s in first))
     if captured:
-        own = dict(objective.model.named_parameters())
+        own = named_parameters(objective.model)
         objective.captured = {name: own[name] for name in parameters if name in captured}
         first = _pass(objective, parameters, batches, strict)
         left = set().union(*(s.captured for s in first))
@@ -137,7 +138,7 @@ def _first_pass(
     except RuntimeError as error:
         if isinstance(error, GeomtrajError):
             raise
-        own = dict(objective.model.named_parameters())
+        own = named_parameters(objective.model)
         objective.captured = {name: own[name] for name in parameters}
         try:
             return _pass(objective, parameters, batches, strict)
@@ -164,7 +165,7 @@ def _summary(objective: Objective, parameters: Mapping[str, Tensor], batch: Any,
         # As edges of the graph, since operations on the parameters themselves may be redirected.
         own: dict[str, Any] = {
             name: get_gradient_edge(p)
-            for name, p in objective.model.named_parameters()
+            for name, p in named_parameters(objective.model).items()
             if name in leaves and p.requires_grad and not p.is_inference()
         }
         with objective.holding(leaves):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from geomtraj.objective import Objective
+from geomtraj.parameter_names import named_parameters
 from geomtraj.seeding import gaussian, generator
 
 SCALES = (1.0, 0.3)
@@ -78,7 +79,7 @@ class _Fixed(NamedTuple):
 
 def number_type(objective: Objective, name: str, batches: Iterable[Any], total: Sum) -> torch.dtype:
     """float64 if the model computes in it throughout, else float32."""
-    parameter = dict(objective.model.named_parameters())[name]
+    parameter = named_parameters(objective.model)[name]
     single = torch.zeros((), dtype=torch.float64, device=parameter.device)
     try:
         none, once, twice = (_one_batch(objective, batches, 1 + shift) for shift in (0.0, SHIFT, 2 * SHIFT))
@@ -143,7 +144,7 @@ def _fixed(objective: Objective, at: _Fixed) -> dict[str, Tensor]:
     cast = _cast(at)
     values = {
         name: fixed_values(name, p, at).to(cast if cast is not None and p.is_floating_point() else p.dtype)
-        for name, p in objective.model.named_parameters()
+        for name, p in named_parameters(objective.model).items()
     }
     if objective.differentiates:
         values = {name: v.requires_grad_(v.is_floating_point()) for name, v in values.items()}

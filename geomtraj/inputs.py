@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from geomtraj.errors import GeomtrajWarning, InputError
-from geomtraj.isolation import unwrap
 from geomtraj.layout import Layout
+from geomtraj.parameter_names import aliases, named_parameters, places, unwrap
 from geomtraj.trees import arrays_of, leaves_of
 
 
@@ -24,9 +24,7 @@ def checked_model(model: Any) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"the model must be a torch.nn.Module, not {type(model).__name__}.")
-    model = unwrap(model)
-    if isinstance(model, nn.parallel.DistributedDataParallel):  # its forward pass waits for the other processes
-        model = unwrap(model.module)
+    model = unwrap(model)  # a DistributedDataParallel's forward pass would wait for the other processes
     scripted = [name or "the model" for name, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)]
     if scripted:
         raise InputError(
@@ -133,15 +131,11 @@ def selected(model: nn.Module, params: str | Iterable[str] | None) -> Layout:
         InputError: There are none, a glob matches nothing, or they have other number types than float32 or float64, or
             are spread over several types or devices.
     """
-    canonical = {id(p): name for name, p in model.named_parameters()}
-    everything = dict(model.named_parameters())
-    aliases = {
-        name: canonical[id(p)] for name, p in model.named_parameters(remove_duplicate=False) if canonical[id(p)] != name
-    }
+    everything, tied, places_of = named_parameters(model), aliases(model), places(model)
     if not everything:
         raise InputError(f"the model {type(model).__name__} has no parameters.")
     for name, p in everything.items():
-        if not _stands_there(model, name, p):
+        if not _stands_there(model, places_of[name], p):
             raise InputError(
                 f"the model names a parameter {name!r} that its modules do not have there: let named_parameters() give "
                 "the names of nn.Module, and choose by params=."
@@ -155,7 +149,7 @@ def selected(model: nn.Module, params: str | Iterable[str] | None) -> Layout:
                 "no parameter requires a gradient: call requires_grad_(True) on those that are to be measured."
             )
     else:
-        chosen = Layout({name: p.shape for name, p in everything.items()}, aliases).select(params)
+        chosen = Layout({name: p.shape for name, p in everything.items()}, tied).select(params)
         names = [name for name in chosen if everything[name].requires_grad]
         if not names:
             raise InputError(
@@ -178,7 +172,7 @@ def selected(model: nn.Module, params: str | Iterable[str] | None) -> Layout:
     if not any(everything[name].numel() for name in names):
         raise InputError(f"the selected parameters ({', '.join(names[:3])}) hold no entries at all: select others.")
     kept = set(names)
-    return Layout({n: everything[n].shape for n in names}, {a: n for a, n in aliases.items() if n in kept})
+    return Layout({n: everything[n].shape for n in names}, {a: n for a, n in tied.items() if n in kept})
 
 
 def _stands_there(model: nn.Module, name: str, parameter: nn.Parameter) -> bool:

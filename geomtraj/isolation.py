@@ -42,11 +42,6 @@ def one_at_a_time() -> Iterator[None]:
         yield
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """The plain module inside a `torch.compile`d one: nothing can be differentiated twice through a compiled graph."""
-    return getattr(model, "_orig_mod", model)
-
-
 @contextmanager
 def preserved_rng(generators: Iterable[torch.Generator] = ()) -> Iterator[None]:
     """Gives torch, NumPy, Python and the named generators their states back at the end."""

@@ -27,6 +27,7 @@ from geomtraj.isolation import (
     twice_differentiable,
     uncompiled,
 )
+from geomtraj.parameter_names import named_buffers, named_parameters, places
 from geomtraj.trees import is_dense, rebuilt, same, tensors_of
 
 Loss = Callable[[nn.Module, Any], "Tensor | tuple[Tensor, Tensor]"]
@@ -57,7 +58,8 @@ class Objective:
         self.uses_func = False
         self.differentiates = False
         self.composed_norms = False
-        self._names = [name for name, _ in model.named_parameters()]
+        self._names = list(named_parameters(model))
+        self._places = places(model)
         self._defaults = (torch.get_default_dtype(), torch.get_default_device())
 
     @contextmanager
@@ -86,7 +88,8 @@ class Objective:
     def holding(self, parameters: Mapping[str, Tensor]) -> Iterator[None]:
         """The model holds these values: in backward passes too, where checkpointed blocks are computed once more."""
         # In the order of a stack, or a module that the model holds twice would keep what stood in for its parameters.
-        held = _reparametrize_module(self.model, dict(parameters), tie_weights=True, stack_weights=True)
+        placed = {self._places.get(name, name): tensor for name, tensor in parameters.items()}
+        held = _reparametrize_module(self.model, placed, tie_weights=True, stack_weights=True)
         with held, self._redirected(parameters):
             yield
 
@@ -141,7 +144,7 @@ class Objective:
         """The model's own parameters hold these values, bit for bit the old ones again at the end."""
         # By way of .data, so that graphs of the caller's own through these parameters stay valid.
         names = {*values, *(self.rewritten or ())}
-        own = {name: p for name, p in self.model.named_parameters() if name in names}
+        own = {name: p for name, p in named_parameters(self.model).items() if name in names}
         before = {name: p.detach().clone() for name, p in own.items()}
         gradients = [(p, p.grad) for p in self.model.parameters()]
         try:
@@ -171,7 +174,7 @@ class Objective:
         return losses, weights, written
 
     def _own(self) -> Iterator[tuple[str, Tensor]]:
-        return itertools.chain(self.model.named_parameters(), self.model.named_buffers())
+        return itertools.chain(named_parameters(self.model).items(), named_buffers(self.model).items())
 
     def _redirected(self, stand_ins: Mapping[str, Tensor]) -> Any:
         if not self.captured:

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from geomtraj import determinism
-from geomtraj.attention import recognise
-from geomtraj.determinism import Totals
-from geomtraj.distributed import Ranks, digest
+from geomtraj.distributed import Ranks
 from geomtraj.errors import ComputationError, InputError
 from geomtraj.failures import in_one_sentence
 from geomtraj.fingerprint import fingerprint
-from geomtraj.inputs import checked_batches, checked_model, selected, warn_of_zeros
 from geomtraj.isolation import in_plain_torch
-from geomtraj.objective import Loss, Objective
-from geomtraj.splitting import Recognised, arranged
+from geomtraj.objective import Loss
+from geomtraj.preparation import Normalised, Part, agree, normalise
+from geomtraj.preparation import check as check_passes
+from geomtraj.splitting import arranged
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -83,37 +80,31 @@ class Problem:
         group: ProcessGroup | None = None,
         check: bool = True,
     ):
-        self._ranks = None if group is None else Ranks.of(group)
-        self.rank = 0 if self._ranks is None else self._ranks.rank
+        ranks = None if group is None else Ranks.of(group)
+        made: list[Normalised] = []
+
+        def own_part() -> Part:
+            made.append(normalise(model, loss, batches, params, mode, ranks))
+            return check_passes(made[0], blocks, strict=check)
+
+        parts = [own_part()] if ranks is None else ranks.gather(own_part)
+        (normal,), rank = made, 0 if ranks is None else ranks.rank
+        agreed = agree(parts, rank, normal.layout, warn=check)
+        first = next(iter(normal.parameters().values()))
+        self._normal, self._ranks, self._batches, self._loss = normal, ranks, normal.batches, loss
+        self.objective, self.layout, self.mode, self.model = (
+            normal.objective,
+            normal.layout,
+            mode,
+            normal.objective.model,
+        )
+        self.objective.differentiates = agreed.differentiates  # on each process the objective behaves in the same way
+        self.blocks = arranged(normal.layout, agreed.recognised, blocks)
+        self.dtype, self.device, self.rank = first.dtype, first.device, rank
+        self.examples, self.first_example, self.total_weight, self.unused = agreed[:4]
         self.check = check
         self.guard: Any = None
         self.gradient_refusal: str | None = None
-        self._combine(self.on_ranks(lambda: self._own_part(model, loss, batches, params, mode, blocks)))
-
-    @in_plain_torch
-    def _own_part(
-        self,
-        model: nn.Module,
-        loss: Loss,
-        batches: Iterable[Any],
-        params: str | Iterable[str] | None,
-        mode: str,
-        blocks: Any,
-    ) -> _Part:
-        if not callable(loss):
-            raise InputError(f"the loss must be a function loss(model, batch), not {type(loss).__name__}.")
-        if mode not in ("eval", "train"):
-            raise InputError(f"mode is {mode!r}: choose 'eval' or 'train'.")
-        self.model = checked_model(model)
-        self.mode = mode
-        self._loss = loss
-        self._batches = checked_batches(batches, may_be_empty=self._ranks is not None)
-        self.layout = selected(self.model, params)
-        self._blocks_wanted = blocks
-        self.objective = Objective(self.model, loss, mode)
-        first = next(iter(self._parameters().values()))
-        self.dtype, self.device = first.dtype, first.device
-        return self._probe()
 
     @property
     def size(self) -> int:
@@ -123,7 +114,7 @@ class Problem:
     @in_plain_torch
     def theta(self) -> Tensor:
         """A copy, shape (P,), of the selected parameters as they are now."""
-        return self.layout.flatten({name: p.detach() for name, p in self._parameters().items()}).clone()
+        return self.layout.flatten({name: p.detach() for name, p in self._normal.parameters().items()}).clone()
 
     @in_plain_torch
     def loss(self, theta: Tensor | None = None) -> Tensor:
@@ -172,6 +163,11 @@ class Problem:
     # What operators and estimators build on.
 
     @property
+    def shared(self) -> bool:
+        """Whether several processes share the batches: an error on one is then an error on all."""
+        return self._ranks is not None
+
+    @property
     def batches(self) -> Iterable[Any]:
         """The batches of this process, in their fixed order."""
         return self._batches
@@ -198,12 +194,7 @@ class Problem:
     @contextmanager
     def session(self) -> Iterator[None]:
         """Everything that an evaluation needs set, and everything put back at the end, also after an error."""
-        own_generator = getattr(self._batches, "generator", None)
-        with ExitStack() as stack:
-            generators = [own_generator] if isinstance(own_generator, torch.Generator) else []
-            stack.enter_context(self.objective.session(generators))
-            if self._ranks is not None:
-                stack.enter_context(self._ranks.errors_noted())
+        with self._normal.session():
             yield
 
     def holding(self, parameters: Mapping[str, Tensor]) -> AbstractContextManager[None]:
@@ -281,83 +272,6 @@ class Problem:
                 "was made: the loss or the batches have changed, so make a new gt.Problem."
             )
         return found.name
-
-    def _parameters(self) -> dict[str, Tensor]:
-        own = dict(self.model.named_parameters())
-        return {name: own[name] for name in self.layout}
-
-    def _probe(self) -> _Part:
-        """Two passes over the batches of this process: they must agree; what they tell is handed on."""
-        with in_one_sentence(), self.session():
-            summaries = determinism.two_passes(self.objective, self._parameters(), self._batches, strict=self.check)
-            samples = ((b, s.losses) for b, s in zip(self._batches, summaries, strict=False) if s.losses.numel())
-            recognised = recognise(self.objective, self._parameters(), next(samples, None))
-        return _Part(
-            totals=determinism.totals(summaries),
-            setting={
-                "mode": self.mode,
-                "params": self._selection(),
-                "dtype": str(self.dtype),
-                "blocks": repr(self._blocks_wanted),
-            },
-            recognised=recognised,
-            tensors={} if self._ranks is None else self._tensor_digests(),
-            differentiates=self.objective.differentiates,
-        )
-
-    def _combine(self, parts: list[_Part]) -> None:
-        """What the parts of all processes tell together."""
-        for rank, part in enumerate(parts):
-            for name, value in part.setting.items():
-                if value != parts[0].setting[name]:
-                    raise InputError(
-                        f"{name} differs between the processes: {parts[0].setting[name]} on process 0, {value} on "
-                        f"process {rank}; make the same Problem on each."
-                    )
-            odd = [n for n, value in parts[0].tensors.items() if part.tensors.get(n) != value]
-            if odd or len(part.tensors) != len(parts[0].tensors):
-                name = odd[0] if odd else next(n for n in part.tensors if n not in parts[0].tensors)
-                raise InputError(
-                    f"{name!r} of the model differs between process 0 and process {rank}: load the same checkpoint on "
-                    "each, or call torch.distributed.broadcast(tensor, 0) for every tensor of model.state_dict()."
-                )
-        own = [part.totals for part in parts]
-        if not any(t.batches for t in own):
-            raise InputError("batches is empty: pass at least one batch.")
-        self.examples = sum(t.examples for t in own)
-        self.first_example = sum(t.examples for t in own[: self.rank])
-        self.total_weight = sum(t.weight for t in own)
-        if self.check:
-            warn_of_zeros(sum(t.losses for t in own), sum(t.zeros for t in own), sum(t.ignored for t in own))
-        if not self.total_weight > 0:
-            raise InputError(
-                f"the weights of all batches sum to {self.total_weight:g}: "
-                "L(theta) divides by that sum, so give positive weights."
-            )
-        reached = set().union(*(t.reached for t in own))
-        self.unused = tuple(name for name in self.layout if name not in reached)
-        recognised = next((part.recognised for part in parts if part.recognised is not None), None)
-        self.blocks = arranged(self.layout, recognised, self._blocks_wanted)
-        # On another process the objective must behave in the same way.
-        self.objective.differentiates = any(part.differentiates for part in parts)
-
-    def _selection(self) -> str:
-        """The selected parameters in short; differs where names or shapes do."""
-        mark = hashlib.sha256(repr(self.layout).encode()).hexdigest()[:6]
-        return f"{len(self.layout)} tensors with {self.size} entries (layout {mark})"
-
-    def _tensor_digests(self) -> dict[str, int]:
-        return {n: digest(t) for n, t in itertools.chain(self.model.named_parameters(), self.model.named_buffers())}
-
-
-class _Part(NamedTuple):
-    """What one process tells of its batches and its model."""
-
-    totals: Totals
-    recognised: Recognised | None
-    setting: dict[str, str]
-    tensors: dict[str, int]
-    differentiates: bool
 
 
 _UNREACHED = (

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from geomtraj.parameter_names import named_parameters
+
 ORDERED = {"qkv", "wqkv", "toqkv", "cattn", "inproj"}
 """Names of a matrix of query, key and value, one after the other, in lower case and without underscores."""
 UNORDERED = {"querykeyvalue", "qkvproj", "wqkvpacked", "qkvlinear"}
@@ -71,7 +73,7 @@ def owners(model: nn.Module) -> Iterator[Owner]:
 
 def embeddings(model: nn.Module) -> set[str]:
     """Names of the parameters of embedding layers, and of those whose names tell that they are added to embeddings."""
-    names = {id(p): name for name, p in model.named_parameters()}
+    names = {id(p): name for name, p in named_parameters(model).items()}
     return {
         names[id(owner.parameter)]
         for owner in owners(model)
@@ -86,7 +88,7 @@ def look_fused(model: nn.Module) -> list[Fused]:
     There may be fewer keys and values than queries; how many queries there are is told by the map behind the
     attention, or by the number of inputs.
     """
-    names = {id(p): name for name, p in model.named_parameters()}
+    names = {id(p): name for name, p in named_parameters(model).items()}
     found: dict[tuple[object, ...], Fused] = {}
     seen: set[str] = set()
     for owner in owners(model):

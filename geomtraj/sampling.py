@@ -30,7 +30,7 @@ def minibatches(problem: Problem, size: int, count: int, seed: int) -> list[Any]
     Raises:
         InputError: A number is out of range, or examples cannot be taken out of the batches and put together.
     """
-    if problem.rank or problem._ranks is not None:
+    if problem.rank or problem.shared:
         raise InputError("minibatches are drawn from batches that one process holds: make the Problem without group=.")
     for name, value in (("size", size), ("count", count)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:

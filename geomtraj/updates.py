@@ -16,9 +16,9 @@ from torch.optim import Optimizer
 from geomtraj.errors import GeomtrajError, InputError, NotRecorded
 from geomtraj.inputs import checked_batches
 from geomtraj.isolation import in_plain_torch
+from geomtraj.parameter_names import named_buffers
 from geomtraj.problem import Problem
 from geomtraj.trajectory import Iterate, model_state
-from geomtraj.trajectory.model_state import clean_name
 from geomtraj.trajectory.steps import set_settings
 from geomtraj.trajectory.storage import stored_lossy
 
@@ -241,16 +241,14 @@ class _Step:
         self.batches = list(problem.batches if batches is None else batches)
         content = {"parameters": iterate.parameters, "buffers": iterate.buffers}
         model_state.check_same_model(problem.model, content, f"of step {iterate.step}")
-        mine = {clean_name(name): name for name, _ in problem.model.named_parameters()}
         self.values: dict[str, nn.Parameter] = {}
         self.stand_ins: dict[str, Tensor] = {}
         for name, parameter in model_state.named_parameters(problem.model).items():
             value = iterate.parameters[name].to(parameter.device, parameter.dtype, copy=True)
             self.values[name] = nn.Parameter(value, requires_grad=name in iterate.trainable)
-            self.stand_ins[mine[name]] = self.values[name]
-        names = {clean_name(name): name for name, _ in problem.model.named_buffers()}
-        for name, buffer in model_state.named_buffers(problem.model).items():
-            self.stand_ins[names[name]] = iterate.buffers[name].to(buffer.device, buffer.dtype, copy=True)
+            self.stand_ins[name] = self.values[name]
+        for name, buffer in named_buffers(problem.model).items():
+            self.stand_ins[name] = iterate.buffers[name].to(buffer.device, buffer.dtype, copy=True)
         self.start = {name: value.detach().clone() for name, value in self.values.items()}
 
     def take(self, plans: list[Plan]) -> None:
@@ -278,10 +276,7 @@ class _Step:
 
     def moved(self) -> Tensor:
         """How far each of the problem's parameters has come, shape (P,)."""
-        parts = [
-            (self.values[clean_name(name)].detach() - self.start[clean_name(name)]).reshape(-1)
-            for name in self.problem.layout
-        ]
+        parts = [(self.values[name].detach() - self.start[name]).reshape(-1) for name in self.problem.layout]
         return torch.cat(parts)
 
     def _restart(self) -> None:
@@ -313,7 +308,7 @@ class _Step:
     def _set_gradients(self) -> Tensor:
         """The gradient of the mean loss over all batches, into the copies; None where the loss does not reach."""
         weight = self.problem.total_weight if self.own else self._weight()
-        shared = self.own and self.problem._ranks is not None
+        shared = self.own and self.problem.shared
         alone = len(self.batches) == 1 and not shared
         for value in self.values.values():
             value.grad = None

@@ -1,3 +1,4 @@
+import copy
 import random
 
 import numpy as np
@@ -331,3 +332,23 @@ def test_batches_that_are_appended_later_do_not_belong_to_the_problem():
     before = problem.loss(), problem.gradient()
     batches.append((X + 1, Y))
     assert torch.equal(problem.loss(), before[0]) and torch.equal(problem.gradient(), before[1])
+
+
+def test_a_compiled_part_has_one_name_for_problem_and_trajectory(tmp_path):
+    plain = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    inside = nn.Sequential(torch.compile(copy.deepcopy(plain[0]), backend="eager"), *copy.deepcopy(plain)[1:])
+    x, y = torch.randn(5, 3, dtype=torch.float64), torch.randint(0, 2, (5,))
+
+    def loss(model, batch):
+        return nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+    here, there = (gt.Problem(model, loss, [(x, y)]) for model in (inside, plain))
+    with gt.Recorder(tmp_path / "run", inside, torch.optim.SGD(inside.parameters(), 0.1)):
+        pass
+    assert list(here.layout) == list(there.layout) == list(gt.Trajectory(tmp_path / "run")[0].parameters)
+    assert list(here.blocks) == list(there.blocks) and here.fingerprint() == there.fingerprint()
+    vector = torch.randn(here.size, dtype=torch.float64)
+    assert torch.equal(here.gradient(), there.gradient())
+    assert torch.allclose(gt.Hessian(here) @ vector, gt.Hessian(there) @ vector, atol=1e-12)
+    assert torch.allclose(gt.diagonal(here, "exact").values, gt.diagonal(there, "exact").values, atol=1e-12)
+    assert {n for n, _ in inside.named_parameters()} > {"0._orig_mod.weight"}, "the model is as it was"

@@ -8,9 +8,9 @@ from synthetic import groups, results_of
 
 from geomtraj.comparing import contrast
 from geomtraj.errors import InputError
-from geomtraj.measuring.rows import COLUMNS
+from geomtraj.measuring.results import COLUMNS
 from geomtraj.reporting.analysis import Sheet
-from geomtraj.reporting.material import gather
+from geomtraj.reporting.data import gather
 from geomtraj.reporting.runs import measurements_csv
 from geomtraj.spreadsheets import csv_text, harmless
 

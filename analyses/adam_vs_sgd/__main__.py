@@ -13,7 +13,7 @@ from analyses.common import trajectories
 from analyses.common.command import Command, options
 from analyses.common.run import Analysis, Options, start
 from geomtraj.errors import InputError, unknown_name
-from geomtraj.reporting.summary import ADAPTIVE, SGD
+from geomtraj.reporting import ADAPTIVE, SGD
 
 NAME = "adam_vs_sgd"
 FULL = "_full_batch"

@@ -10,14 +10,22 @@ from itertools import pairwise
 from torch import nn
 
 from analyses.common import trajectories
-from geomtraj.comparing import Comparison, Row, Table, contrast
-from geomtraj.comparing.blocks import only, usable_everywhere
-from geomtraj.comparing.by_pair import PairRatio, mean_ratios, pair_ratios
-from geomtraj.comparing.matrices import is_matrix, shapes_of
+from analyses.common.blocks import only, usable_everywhere
+from geomtraj.comparing import (
+    Comparison,
+    PairRatio,
+    Row,
+    Table,
+    contrast,
+    is_matrix,
+    mean_ratios,
+    pair_ratios,
+    shapes_of,
+)
 from geomtraj.errors import InputError
-from geomtraj.inference.ratios import holm
+from geomtraj.inference import holm
 from geomtraj.measuring import Results
-from geomtraj.statistics.base import Quantity
+from geomtraj.statistics import Quantity
 
 NAMES = {"adam": "Adam", "sgdm": "SGDM", "adamw": "AdamW", "rmsprop": "RMSprop", "sgd": "SGD"}
 VARIANTS = {"r_med": "R_med", "tenth": "10th largest / median", "q99": "0.99 quantile / median"}

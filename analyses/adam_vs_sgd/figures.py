@@ -5,18 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from analyses.adam_vs_sgd.data import MEAN, VARIANTS, Task, shown
-from geomtraj.comparing import Row
-from geomtraj.comparing.blocks import mean_over_blocks
-from geomtraj.reporting.forests import Forest, Ratios, draw_forests
-from geomtraj.reporting.material import Drawing, LeftOut
-from geomtraj.reporting.panels import Mark, Panel, draw_panels
-from geomtraj.reporting.style import COLOURS, short
+from analyses.common.blocks import mean_over_blocks
+from geomtraj.inference import Interval
+from geomtraj.reporting import (
+    COLOURS,
+    Estimates,
+    Forest,
+    Mark,
+    Panel,
+    ReportFigure,
+    Skipped,
+    draw_forests,
+    draw_panels,
+    short,
+)
 
 KINDS = dict(zip(VARIANTS, ("#000000", COLOURS[2], COLOURS[4]), strict=True))
 NOISY, FULL = "#000000", COLOURS[3]
 
 
-def layers(tasks: Sequence[Task], seeds: int) -> Drawing | LeftOut:
+def layers(tasks: Sequence[Task], seeds: int) -> ReportFigure | Skipped:
     """Every weight matrix's ratio at equal loss, and the mean over them."""
     panels = [
         Forest(
@@ -24,7 +32,7 @@ def layers(tasks: Sequence[Task], seeds: int) -> Drawing | LeftOut:
             f"{task.ratio} at equal loss",
             [*map(_plain, task.layers), MEAN],
             [
-                Ratios(what, KINDS[variant], _rows(task, variant))
+                Estimates(what, KINDS[variant], _rows(task, variant))
                 for variant, what in VARIANTS.items()
                 if (variant, "loss") in task.tables
             ],
@@ -42,7 +50,7 @@ def layers(tasks: Sequence[Task], seeds: int) -> Drawing | LeftOut:
     return draw_forests("layers", "R_med at equal loss, layer by layer", caption, panels)
 
 
-def along(tasks: Sequence[Task]) -> Drawing | LeftOut:
+def along(tasks: Sequence[Task]) -> ReportFigure | Skipped:
     """R_med against the evaluation loss, one line for each run."""
     panels = []
     for task in tasks:
@@ -67,16 +75,16 @@ def along(tasks: Sequence[Task]) -> Drawing | LeftOut:
     return draw_panels("along", "R_med along training", caption, panels, columns=4, height=2.1)
 
 
-def full_batch(pairs: Sequence[tuple[Task, Task]], seeds: int) -> Drawing | LeftOut:
-    """Ratios of full-batch runs beside those of mini-batch runs."""
+def full_batch(pairs: Sequence[tuple[Task, Task]], seeds: int) -> ReportFigure | Skipped:
+    """Estimates of full-batch runs beside those of mini-batch runs."""
     panels = [
         Forest(
             noisy.title,
             f"{noisy.ratio} at equal loss",
             [*map(_plain, noisy.layers), MEAN],
             [
-                Ratios("mini-batches", NOISY, _rows(noisy, "r_med")),
-                Ratios("full batch, no gradient noise", FULL, _rows(full, "r_med")),
+                Estimates("mini-batches", NOISY, _rows(noisy, "r_med")),
+                Estimates("full batch, no gradient noise", FULL, _rows(full, "r_med")),
             ],
             apart=1,
         )
@@ -89,7 +97,7 @@ def full_batch(pairs: Sequence[tuple[Task, Task]], seeds: int) -> Drawing | Left
     return draw_forests("full_batch", "Is gradient noise the cause?", caption, panels, columns=1)
 
 
-def summary(tasks: Sequence[Task], seeds: int) -> Drawing | LeftOut:
+def summary(tasks: Sequence[Task], seeds: int) -> ReportFigure | Skipped:
     """The mean over weight matrices of every task, by variant and pairing."""
     names = [task.title for task in tasks]
     colours = {"loss": COLOURS[1], "step": COLOURS[5]}
@@ -99,10 +107,10 @@ def summary(tasks: Sequence[Task], seeds: int) -> Drawing | LeftOut:
             "mean over weight matrices",
             names,
             [
-                Ratios(
+                Estimates(
                     {"loss": "at equal loss", "step": "at the same step"}[at],
                     colours[at],
-                    {t.title: _ends(t.means[variant, at]) for t in tasks if (variant, at) in t.means},
+                    {t.title: t.means[variant, at].interval for t in tasks if (variant, at) in t.means},
                 )
                 for at in colours
             ],
@@ -117,11 +125,11 @@ def summary(tasks: Sequence[Task], seeds: int) -> Drawing | LeftOut:
     return draw_forests("summary", "Does the answer depend on the variant or the pairing?", caption, panels, columns=3)
 
 
-def _rows(task: Task, variant: str) -> dict[str, tuple[float, float, float]]:
+def _rows(task: Task, variant: str) -> dict[str, Interval]:
     table = task.tables.get((variant, "loss"))
-    rows = {_plain(r.label): _ends(r) for r in table.overall() if r.n} if table else {}
+    rows = {_plain(r.label): r.interval for r in table.overall() if r.n} if table else {}
     mean = task.means.get((variant, "loss"))
-    return {**rows, MEAN: _ends(mean)} if mean is not None else rows
+    return {**rows, MEAN: mean.interval} if mean is not None else rows
 
 
 def _plain(label: str) -> str:
@@ -131,10 +139,6 @@ def _plain(label: str) -> str:
 
 def _names(tasks: Sequence[Task]) -> str:
     return tasks[0].ratio if tasks else "the second optimizer's over the first one's"
-
-
-def _ends(row: Row) -> tuple[float, float, float]:
-    return row.ratio, row.low, row.high
 
 
 def _some(labels: Sequence[str]) -> list[str]:

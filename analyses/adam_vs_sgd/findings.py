@@ -8,10 +8,8 @@ from collections.abc import Sequence
 
 from analyses.adam_vs_sgd.data import LEVEL, MEANS, VARIANTS, Task, adjusted, shown
 from geomtraj.comparing import Row
-from geomtraj.inference.ratios import OverSeeds, holm, over_seeds
-from geomtraj.reporting.material import listed
-from geomtraj.reporting.style import number
-from geomtraj.reporting.summary import WIDE, Answer
+from geomtraj.inference import OverSeeds, holm, over_seeds
+from geomtraj.reporting import WIDE, Answer, listed, number
 
 ABOVE, BELOW, OPEN, UNKNOWN = "above", "below", "open", "unknown"
 

@@ -12,9 +12,8 @@ from analyses.adam_vs_sgd.data import FIRM, MEAN, MEANS, VARIANTS, Task, adjuste
 from analyses.common import trajectories
 from analyses.common.run import Analysis, finish
 from geomtraj.comparing import Row
-from geomtraj.inference.trend import mean_over_seeds
-from geomtraj.reporting.analysis import Sheet
-from geomtraj.reporting.style import number
+from geomtraj.inference import mean_over_seeds
+from geomtraj.reporting import Content, Sheet, number
 
 
 def write(
@@ -31,8 +30,7 @@ def write(
     seeds = max((r.n for t in everything for r in t.means.values()), default=0)
     if len(config["seeds"]) < 2:
         analysis.problems.append("There is one seed only: ratios have no interval and nothing can be decided.")
-    return finish(
-        analysis,
+    content = Content(
         "Adam against SGD with momentum",
         _question(config),
         findings.answers(claimed, controls, pairs, config["margin"]),
@@ -53,8 +51,8 @@ def write(
             _levels(everything),
             _iterates(everything),
         ],
-        main_figure="layers",
     )
+    return finish(analysis, content, main_figure="layers")
 
 
 def _question(config: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from analyses.common.run import Analysis
 from geomtraj.errors import ComputationError, GeomtrajError
-from geomtraj.trajectory.files import read_json, write_json
+from geomtraj.trajectory import read_json, write_json
 
 Job = dict[str, Any]
 Result = dict[str, Any]

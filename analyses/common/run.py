@@ -14,7 +14,7 @@ import platform
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,8 @@ import torch
 
 import geomtraj as gt
 from geomtraj.errors import InputError, unknown_name
-from geomtraj.reporting.analysis import Sheet, analysis_page
-from geomtraj.reporting.summary import Answer
-from geomtraj.trajectory.files import write_json
-from geomtraj.trajectory.manifest import git_commit
+from geomtraj.reporting import Content, analysis_page
+from geomtraj.trajectory import git_commit, write_json
 
 HERE = Path(__file__).resolve().parent.parent
 SCALES = ("small", "paper")
@@ -114,20 +112,11 @@ def start(name: str, options: Options, base: str | None = None) -> Analysis:
     return Analysis(name, scale, values, folder, options.device, options.workers, options.publish)
 
 
-def finish(
-    analysis: Analysis,
-    title: str,
-    question: str,
-    answers: Sequence[Answer],
-    draws: Sequence[Callable[[], Any]],
-    sheets: Sequence[Sheet],
-    main_figure: str,
-) -> Path:
+def finish(analysis: Analysis, content: Content, main_figure: str) -> Path:
     """Write the page of the analysis, say what was found on the screen, and publish it where that was asked for."""
-    page = analysis_page(
-        analysis.folder / "index.html", title, question, answers, draws, sheets, analysis.problems, provenance(analysis)
-    )
-    for answer in answers:
+    path = analysis.folder / "index.html"
+    page = analysis_page(path, content, analysis.problems, provenance(analysis))
+    for answer in content.answers:
         click.echo(f"{answer.title}: {answer.verdict}")
     for text in analysis.problems:
         click.echo(f"remark: {text}", err=True)
@@ -135,11 +124,11 @@ def finish(
     if analysis.publish:
         target = HERE / "results" / analysis.folder.name
         target.mkdir(parents=True, exist_ok=True)
-        names = [f"tables/{sheet.name}.csv" for sheet in sheets if sheet.shown]
+        names = [f"tables/{sheet.name}.csv" for sheet in content.sheets if sheet.shown]
         for name in [*names, f"figures/{main_figure}.svg", "provenance.json"]:
             if (analysis.folder / name).exists():
                 shutil.copyfile(analysis.folder / name, target / Path(name).name)
-        findings = [{"title": a.title, "verdict": a.verdict, "numbers": list(a.numbers)} for a in answers]
+        findings = [{"title": a.title, "verdict": a.verdict, "numbers": list(a.numbers)} for a in content.answers]
         write_json(target / "findings.json", {"findings": findings, "remarks": analysis.problems})
         click.echo(f"copied tables, figure and provenance to {target}")
     return page

@@ -19,13 +19,11 @@ from analyses.common.jobs import Job, Result, compute
 from analyses.common.run import Analysis
 from geomtraj import tasks
 from geomtraj.errors import ComputationError, InputError, unknown_name
-from geomtraj.measuring import Results
-from geomtraj.measuring.results import Measurement
-from geomtraj.reporting.analysis import Sheet
+from geomtraj.measuring import Measurement, Results
+from geomtraj.reporting import Sheet
 from geomtraj.statistics import REGISTRY as STATISTICS
-from geomtraj.statistics.base import Quantity
-from geomtraj.training import optimizers, sweep, train
-from geomtraj.training.loop import spread
+from geomtraj.statistics import Quantity
+from geomtraj.training import optimizers, spread, sweep, train
 
 STORE = "trajectories"
 

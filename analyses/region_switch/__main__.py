@@ -11,10 +11,10 @@ import click
 from analyses.common import trajectories
 from analyses.common.command import Command, options
 from analyses.common.jobs import Job, Result, compute
+from analyses.common.levels import common_level
 from analyses.common.run import Analysis, Options, start
 from analyses.region_switch import page
 from analyses.region_switch.data import Runs, go, look, reach, retune, whole
-from geomtraj.comparing.speed import common_level
 from geomtraj.errors import ComputationError, InputError
 from geomtraj.training import optimizers
 

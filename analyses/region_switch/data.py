@@ -12,18 +12,24 @@ from typing import Any
 
 import geomtraj as gt
 from analyses.common import trajectories
+from analyses.common.blocks import mean_over_blocks, usable_everywhere
 from analyses.common.jobs import Job, Result
-from geomtraj.comparing.blocks import mean_over_blocks, usable_everywhere
-from geomtraj.comparing.speed import covered, fall, nearest_to, steps_to
+from analyses.common.levels import covered
 from geomtraj.errors import ComputationError
-from geomtraj.inference.ratios import OverSeeds, over_seeds
-from geomtraj.inference.trend import MeanOverSeeds, mean_over_seeds
-from geomtraj.inference.two_way import TwoWay, two_way
-from geomtraj.measuring import Results
-from geomtraj.measuring.results import Measurement
+from geomtraj.inference import (
+    MeanOverSeeds,
+    OverSeeds,
+    TwoWay,
+    fall,
+    mean_over_seeds,
+    nearest_to,
+    over_seeds,
+    steps_to_loss,
+    two_way,
+)
+from geomtraj.measuring import Measurement, Results
 from geomtraj.statistics import REGISTRY as STATISTICS
-from geomtraj.training import train
-from geomtraj.training.sweeps import training_loss
+from geomtraj.training import train, training_loss
 from geomtraj.trajectory import at, every
 
 Done = tuple[Job, Result]
@@ -180,7 +186,7 @@ def _speeds(runs: Sequence[Result], measure: str, first: float | None) -> list[f
     if measure == "steps":
         good = [min(r["losses"]) for r in runs if r["status"] != "diverged" and r["losses"]]
         level = max(good, default=math.nan)
-        values = [1 / steps_to(r["steps"], r["losses"], level) if r["losses"] else math.nan for r in runs]
+        values = [1 / steps_to_loss(r["steps"], r["losses"], level) if r["losses"] else math.nan for r in runs]
     elif measure == "late":
         values = [fall(r["losses"][_tenth(r) - 1 :]) for r in runs]
     else:

@@ -6,15 +6,11 @@ import math
 from typing import Any
 
 from analyses.region_switch.data import Arm, Runs, name_of
-from geomtraj.comparing.speed import fall
-from geomtraj.inference.ratios import over_seeds
-from geomtraj.inference.trend import mean_over_seeds
-from geomtraj.reporting.material import Drawing, LeftOut
-from geomtraj.reporting.panels import Mark, Panel, draw_panels
-from geomtraj.reporting.style import COLOURS
+from geomtraj.inference import fall, mean_over_seeds, over_seeds
+from geomtraj.reporting import COLOURS, Mark, Panel, ReportFigure, Skipped, draw_panels
 
 
-def speed(config: dict[str, Any], runs: Runs) -> Drawing | LeftOut:
+def speed(config: dict[str, Any], runs: Runs) -> ReportFigure | Skipped:
     """Loss against steps after the switch, by recipe and optimizer."""
     panels = []
     for name in runs.tasks:
@@ -34,7 +30,7 @@ def speed(config: dict[str, Any], runs: Runs) -> Drawing | LeftOut:
     return draw_panels("speed", "Loss after the switch", caption, panels, len(config["continue_with"]), 2.9)
 
 
-def by_seed(config: dict[str, Any], runs: Runs) -> Drawing | LeftOut:
+def by_seed(config: dict[str, Any], runs: Runs) -> ReportFigure | Skipped:
     """Falls of single seeds, one region against the other."""
     first, second = config["optimizers"]
     panels = []
@@ -61,7 +57,7 @@ def by_seed(config: dict[str, Any], runs: Runs) -> Drawing | LeftOut:
     return draw_panels("by_seed", "The same optimizer from both regions", caption, panels, height=3.6)
 
 
-def r_med(config: dict[str, Any], runs: Runs) -> Drawing | LeftOut:
+def r_med(config: dict[str, Any], runs: Runs) -> ReportFigure | Skipped:
     """R_med at the switch and after it."""
     panels = []
     for name in runs.tasks:

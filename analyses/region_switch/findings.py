@@ -6,9 +6,8 @@ import math
 from typing import Any
 
 from analyses.region_switch.data import MEASURES, Arm, Compared, Runs, name_of, paired
-from geomtraj.inference.ratios import OverSeeds, holm, over_seeds
-from geomtraj.reporting.style import number
-from geomtraj.reporting.summary import Answer
+from geomtraj.inference import OverSeeds, holm, over_seeds
+from geomtraj.reporting import Answer, number
 
 LEVEL = 0.05
 

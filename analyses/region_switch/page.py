@@ -11,18 +11,15 @@ from analyses.common import trajectories
 from analyses.common.run import Analysis, finish
 from analyses.region_switch import figures, findings
 from analyses.region_switch.data import MEASURES, Arm, Done, Runs, name_of
-from geomtraj.comparing.speed import fall
-from geomtraj.inference.ratios import holm
-from geomtraj.reporting.analysis import Sheet
-from geomtraj.reporting.material import listed
+from geomtraj.inference import fall, holm
+from geomtraj.reporting import Content, Sheet, listed
 
 
 def write(analysis: Analysis, rates: Any, levels: dict[str, float], retuned: Sequence[Done], runs: Runs) -> Path:
     """The page, its figures and tables."""
     config = analysis.config
     analysis.problems += remarks(config, retuned, runs)
-    return finish(
-        analysis,
+    content = Content(
         "Does the region matter, or the optimizer?",
         _question(config),
         findings.answers(config, runs),
@@ -33,8 +30,8 @@ def write(analysis: Analysis, rates: Any, levels: dict[str, float], retuned: Seq
         ],
         [_speeds(config, runs), _effects(config, runs), _retuned(config, retuned), _starts(runs),
          trajectories.rates_sheet(config, rates), *_single(config, runs)],
-        main_figure="speed",
     )  # fmt: skip
+    return finish(analysis, content, main_figure="speed")
 
 
 def remarks(config: dict[str, Any], retuned: Any, runs: Runs) -> list[str]:

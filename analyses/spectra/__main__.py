@@ -15,11 +15,10 @@ from analyses.common.jobs import Job, compute
 from analyses.common.run import Analysis, Options, start
 from analyses.spectra import page
 from analyses.spectra.data import Task, gather, spectrum_at
-from geomtraj.comparing.nearest import Match, nearest_losses
-from geomtraj.comparing.pairing import run_name
+from geomtraj.comparing import run_name
 from geomtraj.errors import ComputationError, InputError
-from geomtraj.measuring import Results
-from geomtraj.measuring.results import Measurement
+from geomtraj.inference import Match, match_iterates
+from geomtraj.measuring import Measurement, Results
 from geomtraj.statistics import REGISTRY as STATISTICS
 
 NAME = "spectra"
@@ -93,7 +92,7 @@ def matched(analysis: Analysis, name: str, groups: Mapping[str, list[Results]]) 
     tolerance = math.log1p(config["loss_difference"])
     for seed in [seed for seed in first if seed in other]:
         losses = [_late(r[seed].losses(), config["latest"]) for r in (first, other)]
-        found[seed] = nearest_losses(*losses, count=config["pairs"], tolerance=tolerance)
+        found[seed] = match_iterates(*losses, count=config["pairs"], tolerance=tolerance)
         if len(found[seed]) < config["pairs"]:
             covers = " and ".join(
                 f"{optimizer} has {', '.join(f'{loss:.4g}' for loss in mine.values()) or 'none'}"

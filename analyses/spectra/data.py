@@ -12,11 +12,8 @@ import numpy as np
 import geomtraj as gt
 from analyses.common import trajectories
 from analyses.common.jobs import Job, Result
-from geomtraj.comparing.nearest import Match
-from geomtraj.inference.rank_correlation import Agreement, agreement
-from geomtraj.inference.ratios import OverSeeds, over_seeds
-from geomtraj.measuring import Results
-from geomtraj.measuring.results import Measurement
+from geomtraj.inference import Agreement, Match, OverSeeds, agreement, over_seeds
+from geomtraj.measuring import Measurement, Results
 from geomtraj.statistics import REGISTRY as STATISTICS
 
 ALL = "all"

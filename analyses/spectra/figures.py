@@ -8,17 +8,14 @@ import numpy as np
 
 from analyses.spectra.data import ALL, COMPARED, MEAN, Point, Task
 from analyses.spectra.findings import contrasts
-from geomtraj.reporting.decades import KERNEL, per_decade
-from geomtraj.reporting.forests import Forest, Ratios, draw_forests
-from geomtraj.reporting.material import Drawing, LeftOut
-from geomtraj.reporting.panels import Mark, Panel, draw_panels
-from geomtraj.reporting.style import COLOURS
+from geomtraj.inference import KERNEL, per_decade
+from geomtraj.reporting import COLOURS, Estimates, Forest, Mark, Panel, ReportFigure, Skipped, draw_forests, draw_panels
 
 DECADES = 4  # below the largest eigenvalue that are drawn
 KINDS = dict(zip(COMPARED, ("#000000", COLOURS[2], COLOURS[4]), strict=True))
 
 
-def densities(tasks: Sequence[Task]) -> Drawing | LeftOut:
+def densities(tasks: Sequence[Task]) -> ReportFigure | Skipped:
     """The full Hessian's eigenvalues by size, each sign apart, one thin line for each seed."""
     panels = []
     for task in tasks:
@@ -47,7 +44,7 @@ def densities(tasks: Sequence[Task]) -> Drawing | LeftOut:
     return draw_panels("densities", "Spectral densities at nearly equal loss", caption, panels)
 
 
-def scatter(tasks: Sequence[Task]) -> Drawing | LeftOut:
+def scatter(tasks: Sequence[Task]) -> ReportFigure | Skipped:
     """R_med against λmax / median |λ| and against its steadier variant, one point for each layer at each iterate."""
     panels = []
     for task in tasks:
@@ -70,17 +67,17 @@ def scatter(tasks: Sequence[Task]) -> Drawing | LeftOut:
     return draw_panels("scatter", "R_med and the condition number it stands in for", caption, panels)
 
 
-def ratios(tasks: Sequence[Task]) -> Drawing | LeftOut:
+def ratios(tasks: Sequence[Task]) -> ReportFigure | Skipped:
     """The contrast of the optimizers in both statistics, layer by layer."""
     panels = []
     for task in tasks:
         usable, series = task.usable(), []
         for key, rows in contrasts(task).items():
-            ends = {layer: (r.ratio, r.low, r.high) for layer, (r, _) in rows.items() if r.n}
+            ends = {layer: r for layer, (r, _) in rows.items() if r.n}
             if len(usable) > 1:
                 mean = task.mean_contrast(key, usable)
-                ends[MEAN] = (mean.ratio, mean.low, mean.high)
-            series.append(Ratios(COMPARED[key], KINDS[key], ends))
+                ends[MEAN] = mean
+            series.append(Estimates(COMPARED[key], KINDS[key], ends))
         names = [*task.layers, MEAN] if len(usable) > 1 else task.layers
         panels.append(Forest(task.title, f"{task.ratio} at equal loss", names, series, apart=int(len(usable) > 1)))
     caption = (

@@ -7,11 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from analyses.spectra.data import ALL, COMPARED, Task
-from geomtraj.inference.rank_correlation import Ranks, kendall, spearman
-from geomtraj.inference.ratios import OverSeeds, holm
-from geomtraj.reporting.material import listed
-from geomtraj.reporting.style import number
-from geomtraj.reporting.summary import Answer
+from geomtraj.inference import OverSeeds, RankCorrelation, holm, kendall, spearman
+from geomtraj.reporting import Answer, listed, number
 
 LEVEL = 0.05
 ABOVE = 1.01  # max|H_ii| over λmax beyond which the bound counts as broken: single precision and estimated entries
@@ -98,7 +95,7 @@ _WORDS = {
 }
 
 
-def judged(r: Ranks, fair: float) -> str:
+def judged(r: RankCorrelation, fair: float) -> str:
     """What an interval of a rank correlation allows to say: a key of the words."""
     if not (math.isfinite(r.low) and math.isfinite(r.high)):
         return "none"
@@ -279,7 +276,7 @@ def _three(task: Task, key: str, coefficient: Any, confidence: float) -> str:
     return f"within layers {_corr(found.within)}, between {_corr(found.between)}, pooled {_corr(found.pooled)}"
 
 
-def _corr(r: Ranks) -> str:
+def _corr(r: RankCorrelation) -> str:
     if not math.isfinite(r.value):
         return "none"
     return f"{r.value:.2f} [{r.low:.2f}, {r.high:.2f}]" if r.n > 1 else f"{r.value:.2f}"

@@ -10,9 +10,8 @@ from analyses.common import trajectories
 from analyses.common.run import Analysis, finish
 from analyses.spectra import figures, findings
 from analyses.spectra.data import ALL, COMPARED, MEAN, Task
-from geomtraj.inference.rank_correlation import kendall, spearman
-from geomtraj.inference.trend import mean_over_seeds
-from geomtraj.reporting.analysis import Sheet
+from geomtraj.inference import kendall, mean_over_seeds, spearman
+from geomtraj.reporting import Content, Sheet
 
 WITH = {
     "condition": "λmax / median |λ|, where resolved",
@@ -24,8 +23,7 @@ WITH = {
 def write(analysis: Analysis, rates: Mapping[str, Any], tasks: Sequence[Task]) -> Path:
     """The page, its figures and tables."""
     analysis.problems += [*trajectories.edge_remarks(rates), *findings.remarks(tasks)]
-    return finish(
-        analysis,
+    content = Content(
         "Is R_med a fair stand-in for the condition number?",
         _question(analysis.config),
         findings.answers(analysis.config, tasks),
@@ -39,8 +37,8 @@ def write(analysis: Analysis, rates: Mapping[str, Any], tasks: Sequence[Task]) -
             trajectories.rates_sheet(analysis.config, rates),
             _points(tasks),
         ],
-        main_figure="scatter",
     )
+    return finish(analysis, content, main_figure="scatter")
 
 
 def _question(config: dict[str, Any]) -> str:

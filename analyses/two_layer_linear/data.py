@@ -10,8 +10,7 @@ from typing import Any
 import geomtraj as gt
 from analyses.common.jobs import Job, Result
 from geomtraj import tasks
-from geomtraj.inference.ratios import OverSeeds, over_seeds
-from geomtraj.inference.trend import MeanOverSeeds, Trend, mean_over_seeds, trend
+from geomtraj.inference import MeanOverSeeds, OverSeeds, Trend, mean_over_seeds, over_seeds, trend
 from geomtraj.tasks import two_layer_linear as theory
 from geomtraj.training import optimizers
 

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from analyses.two_layer_linear.data import LAYERS, NAMES, Runs, adam_limit
-from geomtraj.reporting.material import Drawing, LeftOut
-from geomtraj.reporting.panels import Mark, Panel, draw_panels
-from geomtraj.reporting.style import COLOURS
+from geomtraj.reporting import COLOURS, Mark, Panel, ReportFigure, Skipped, draw_panels
 from geomtraj.tasks import two_layer_linear as theory
 
 COLOUR = {"adam": COLOURS[0], "sgdm": COLOURS[1]}
@@ -22,7 +20,7 @@ def _bars(group: Runs, over: str, places: Sequence[float], level: float, key: st
                 [m.low for m in means], [m.high for m in means])  # fmt: skip
 
 
-def dimensions(config: dict[str, Any], runs: Runs, laws: dict[int, Any]) -> Drawing | LeftOut:
+def dimensions(config: dict[str, Any], runs: Runs, laws: dict[int, Any]) -> ReportFigure | Skipped:
     """R_1 and R_2 against d beside the prediction."""
     dims, level = config["dims"], config["reference"]
     formula = [theory.predicted_r_med(d) for d in dims]
@@ -53,7 +51,7 @@ def dimensions(config: dict[str, Any], runs: Runs, laws: dict[int, Any]) -> Draw
     return draw_panels("dimensions", "R_med against the dimension", caption, panels, height=4.0)
 
 
-def along(config: dict[str, Any], runs: Runs) -> Drawing | LeftOut:
+def along(config: dict[str, Any], runs: Runs) -> ReportFigure | Skipped:
     """R_1, R_2 and the ratio of singular values along training, the window shaded."""
     d = config["curve_dim"]
     panels, seeds = [], 0
@@ -86,7 +84,7 @@ def along(config: dict[str, Any], runs: Runs) -> Drawing | LeftOut:
     return draw_panels("along", "Along training", caption, panels, height=2.6)
 
 
-def excess(config: dict[str, Any], runs: Runs, slow: Runs) -> Drawing | LeftOut:
+def excess(config: dict[str, Any], runs: Runs, slow: Runs) -> ReportFigure | Skipped:
     """Adam's distance from 1 against d, and each run of SGD with momentum against its own start."""
     panels = []
     for key in LAYERS:
@@ -123,7 +121,7 @@ def excess(config: dict[str, Any], runs: Runs, slow: Runs) -> Drawing | LeftOut:
     return draw_panels("excess", "What the closed forms say from the start", caption, panels, 3)
 
 
-def conditions(config: dict[str, Any], rates: Runs, starts: Runs) -> Drawing | LeftOut:
+def conditions(config: dict[str, Any], rates: Runs, starts: Runs) -> ReportFigure | Skipped:
     """R_1 and R_2 over learning rates and over the size of the start."""
     level, panels = config["reference"], []
     for group, field, label, grid in (

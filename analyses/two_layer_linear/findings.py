@@ -7,11 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from analyses.two_layer_linear.data import adam_limit, decay, upper, window
-from geomtraj.inference.ratios import OverSeeds
-from geomtraj.inference.trend import Trend, trend
-from geomtraj.reporting.material import listed
-from geomtraj.reporting.style import number
-from geomtraj.reporting.summary import Answer
+from geomtraj.inference import OverSeeds, Trend, trend
+from geomtraj.reporting import Answer, listed, number
 from geomtraj.tasks import two_layer_linear as theory
 
 AGREEMENT = 1e-10  # relative, of the engine with the closed form

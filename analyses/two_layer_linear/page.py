@@ -9,7 +9,7 @@ from typing import Any
 from analyses.common.run import Analysis, finish
 from analyses.two_layer_linear import figures, findings
 from analyses.two_layer_linear.data import LAYERS, NAMES, Done, Runs, adam_limit
-from geomtraj.reporting.analysis import Sheet
+from geomtraj.reporting import Content, Sheet
 from geomtraj.tasks import two_layer_linear as theory
 
 
@@ -22,8 +22,7 @@ def write(
     runs, slow, rates, starts = Runs(by_dimension), Runs(slowly), Runs(swept), Runs(started)
     analysis.problems += findings.remarks([*by_dimension, *slowly, *swept, *started], len(config["seeds"]))
     laws = {d: theory.gaussian_r_med(d) for d in {*config["dims"], config["sweep_dim"]}}
-    return finish(
-        analysis,
+    content = Content(
         "The theorem on the two-layer linear network, put to the test",
         _question(config),
         findings.answers(config, engine, runs, slow, rates, starts, laws),
@@ -34,8 +33,8 @@ def write(
             lambda: figures.conditions(config, rates, starts),
         ],
         _sheets(config, engine, runs, slow, rates, starts, laws),
-        main_figure="dimensions",
     )
+    return finish(analysis, content, main_figure="dimensions")
 
 
 def _question(config: dict[str, Any]) -> str:

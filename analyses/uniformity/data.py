@@ -10,15 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from geomtraj.comparing import contrast
-from geomtraj.comparing.by_pair import pair_ratios
-from geomtraj.comparing.table import Row
+from geomtraj.comparing import Row, contrast, pair_ratios
 from geomtraj.errors import InputError
-from geomtraj.inference.regression import Explained, Share, explained, share_of
-from geomtraj.measuring import Results
-from geomtraj.measuring.results import Measurement
-from geomtraj.statistics.base import Quantity
-from geomtraj.tasks.two_layer_linear import WINDOW
+from geomtraj.inference import Explained, Share, explained, share_of
+from geomtraj.measuring import Measurement, Results
+from geomtraj.statistics import Quantity
+from geomtraj.tasks import two_layer_linear as theory
 
 CONTROL = "theorem"
 NAMES = {
@@ -192,7 +189,7 @@ def points_of(task: str, runs: Mapping[str, Sequence[Results]]) -> Points:
             for step in results.steps:
                 here = {s: parts[s].get(step) for s in ("r_med", "singular_vectors", "units")}
                 loss = losses.get(step, math.nan)
-                if task == CONTROL and not WINDOW[1] <= loss / start <= WINDOW[0]:
+                if task == CONTROL and not theory.WINDOW[1] <= loss / start <= theory.WINDOW[0]:
                     continue
                 new = _at_iterate(here, optimizer, seed, step, loss)
                 found.points += new

@@ -7,11 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from analyses.uniformity.data import CONTROL, NAMES, SETS, Contrasts, Points
-from geomtraj.inference.regression import Explained
-from geomtraj.reporting.forests import Forest, Ratios, draw_forests
-from geomtraj.reporting.material import Drawing, LeftOut
-from geomtraj.reporting.panels import Mark, Panel, draw_panels
-from geomtraj.reporting.style import COLOURS
+from geomtraj.inference import Explained
+from geomtraj.reporting import COLOURS, Estimates, Forest, Mark, Panel, ReportFigure, Skipped, draw_forests, draw_panels
 
 SHOWN = {"factorised": "factorised R_med, from inputs and gradients", "vectors": "left times right singular vector"}
 
@@ -21,7 +18,7 @@ def title_of(config: dict[str, Any], task: str) -> str:
     return str(config["control"]["title"] if task == CONTROL else config["recipes"][task]["title"])
 
 
-def predicted(config: dict[str, Any], found: Mapping[str, Points]) -> Drawing | LeftOut:
+def predicted(config: dict[str, Any], found: Mapping[str, Points]) -> ReportFigure | Skipped:
     """R_med against the two predictions that need no fit."""
     panels = []
     for task, points in found.items():
@@ -48,7 +45,7 @@ def predicted(config: dict[str, Any], found: Mapping[str, Points]) -> Drawing | 
 
 def accounted(
     config: dict[str, Any], sets: Mapping[str, Mapping[str, tuple[Explained, Explained]]], found: Mapping[str, Points]
-) -> Drawing | LeftOut:
+) -> ReportFigure | Skipped:
     """R^2 of every set of predictors, within and between layers."""
     panels = []
     for task, each in sets.items():
@@ -74,7 +71,7 @@ def accounted(
     return draw_panels("explained", "How much of R_med each accounts for", caption, panels, height=3.8)
 
 
-def compared(config: dict[str, Any], facing: Mapping[str, Contrasts | None]) -> Drawing | LeftOut:
+def compared(config: dict[str, Any], facing: Mapping[str, Contrasts | None]) -> ReportFigure | Skipped:
     """The contrast of R_med beside those of the predictors."""
     panels = []
     for task, one in facing.items():
@@ -82,8 +79,8 @@ def compared(config: dict[str, Any], facing: Mapping[str, Contrasts | None]) -> 
             continue
         chosen: Sequence[str] = ("r_med", "factorised", "vectors", "dead")
         series = [
-            Ratios({"r_med": "R_med", **NAMES}[name], COLOURS[k],
-                   {layer: (row.ratio, row.low, row.high) for layer, row in one.rows[name].items()})
+            Estimates({"r_med": "R_med", **NAMES}[name], COLOURS[k],
+                   {layer: row.interval for layer, row in one.rows[name].items()})
             for k, name in enumerate(chosen) if name in one.rows
         ]  # fmt: skip
         first, second = config["optimizers"]

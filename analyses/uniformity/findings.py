@@ -7,10 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from analyses.uniformity.data import CONTROL, Contrasts, Points
-from geomtraj.inference.regression import Explained, Share
-from geomtraj.reporting.material import listed
-from geomtraj.reporting.style import number
-from geomtraj.reporting.summary import Answer
+from geomtraj.inference import Explained, Share
+from geomtraj.reporting import Answer, listed, number
 
 MOST = 0.5  # share from which on an explanation accounts for most
 LITTLE = 0.25  # share below which it accounts for little

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,8 @@ from analyses.common.run import Analysis, finish
 from analyses.uniformity import figures, findings
 from analyses.uniformity.data import CONFIDENCE, NAMES, SETS, Contrasts, Points, contrasts
 from geomtraj.errors import InputError
-from geomtraj.inference.regression import Explained
-from geomtraj.reporting.analysis import Sheet
-from geomtraj.reporting.style import number
+from geomtraj.inference import Explained
+from geomtraj.reporting import Content, Sheet, number
 
 LEVELS = ("factorised", "input", "output", "combined", "rest", "left", "right", "frequency", "dead")
 SHARES = ("first_share", "dead_inputs", "dead_outputs")
@@ -48,8 +46,7 @@ def write(analysis: Analysis, found: Mapping[str, Points], rates: Sheet) -> Path
         for task, points in found.items()
         if task in config["tasks"]
     }
-    return finish(
-        analysis,
+    content = Content(
         "Where R_med comes from",
         _question(),
         findings.answers(config, found, facing),
@@ -65,8 +62,8 @@ def write(analysis: Analysis, found: Mapping[str, Points], rates: Sheet) -> Path
             rates,
             _points(found),
         ],
-        main_figure="explained",
     )
+    return finish(analysis, content, main_figure="explained")
 
 
 def _question() -> str:
@@ -176,7 +173,9 @@ def _points(found: Mapping[str, Points]) -> Sheet:
                 p.step,
                 p.loss,
                 p.layer,
-                *asdict(p.r_med).values(),
+                p.r_med.value,
+                p.r_med.low,
+                p.r_med.high,
                 *(p.values[n] for n in names),
             ]
             for task, points in found.items()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from geomtraj.comparing.alignment import PAIRINGS, Alignment, check_groups, pair_by_seed, usable_runs
 from geomtraj.comparing.kinds import Kind, kinds_of
 from geomtraj.comparing.logs import log_ratios
 from geomtraj.comparing.matrices import choose
-from geomtraj.comparing.pairing import PAIRINGS, Meeting, check_groups, pair_up, usable_runs
 from geomtraj.comparing.primary import Comparison, Question, compared
 from geomtraj.comparing.row import Row, rows_of
 from geomtraj.comparing.table import PLACES, Table
@@ -72,16 +72,16 @@ def contrast(
             empty = other if usable[first] else first
             notes.append(f"{other} cannot be compared with {first}: {empty} has no run left.")
             continue
-        pairs, remarks = pair_up(usable[first], usable[other])
-        meeting = PAIRINGS[at](pairs, levels)
-        notes += [*(f"{other} / {first}: {remark}" for remark in remarks), *meeting.notes]
-        if meeting.pairs:
+        pairs, remarks = pair_by_seed(usable[first], usable[other])
+        alignment = PAIRINGS[at](pairs, levels)
+        notes += [*(f"{other} / {first}: {remark}" for remark in remarks), *alignment.notes]
+        if alignment.pairs:
             measured = [r for name in (first, other) for r in checked[name] if statistic in r.statistics]
-            made, answer, by_kind = _compared(meeting, measured, (other, first), statistic, over)
+            made, answer, by_kind = _compared(alignment, measured, (other, first), statistic, over)
             rows += made
             kinds += by_kind
             comparisons.append(answer)
-            alone = _not_everywhere(meeting)
+            alone = _not_everywhere(alignment)
             if alone:
                 notes.append(f"{', '.join(alone)}: not measured in every run of {first} and {other}.")
     if not rows:
@@ -91,16 +91,20 @@ def contrast(
 
 
 def _compared(
-    meeting: Meeting, runs: list[Results], names: tuple[str, str], statistic: str, over: str | Sequence[str] | None
+    alignment: Alignment, runs: list[Results], names: tuple[str, str], statistic: str, over: str | Sequence[str] | None
 ) -> tuple[list[Row], Comparison, tuple[Kind, ...]]:
     """The rows of one comparison, its primary answer, and the ratios of kinds of layers."""
-    logs = log_ratios(meeting)
-    robust = log_ratios(meeting, open_ends=False) if logs.open_ended.any() else logs
-    choice = choose(runs, meeting.labels, over)
-    pairs = [(b.name, a.name, a.seed if a.seed == b.seed else None) for a, b in meeting.pairs]
-    question = Question(*names, statistic, PLACES[meeting.at], choice, _reasons(runs, statistic))
+    logs = log_ratios(alignment)
+    robust = log_ratios(alignment, open_ends=False) if logs.open_ended.any() else logs
+    choice = choose(runs, alignment.labels, over)
+    pairs = [(b.name, a.name, a.seed if a.seed == b.seed else None) for a, b in alignment.pairs]
+    question = Question(*names, statistic, PLACES[alignment.at], choice, _reasons(runs, statistic))
     answer = compared(logs, robust, question, pairs)
-    return rows_of(logs, meeting.places[0].tolist() if meeting.shared else None, *names), answer, kinds_of(logs, *names)
+    return (
+        rows_of(logs, alignment.places[0].tolist() if alignment.shared else None, *names),
+        answer,
+        kinds_of(logs, *names),
+    )
 
 
 def _reasons(runs: list[Results], statistic: str) -> dict[str, str]:
@@ -115,10 +119,10 @@ def _reasons(runs: list[Results], statistic: str) -> dict[str, str]:
     return found
 
 
-def _not_everywhere(meeting: Meeting) -> list[str]:
+def _not_everywhere(alignment: Alignment) -> list[str]:
     """Labels that some run lacks."""
-    every = [set(run.curve.labels) for pair in meeting.pairs for run in pair]
-    return [label for label in meeting.labels if any(label not in labels for labels in every)]
+    every = [set(run.curve.labels) for pair in alignment.pairs for run in pair]
+    return [label for label in alignment.labels if any(label not in labels for labels in every)]
 
 
 def _unlike_settings(groups: dict[str, list[Results]], statistic: str) -> list[str]:

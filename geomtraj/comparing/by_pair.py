@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from geomtraj.comparing.pairing import PAIRINGS, check_groups, pair_up, usable_runs
+from geomtraj.comparing.alignment import PAIRINGS, check_groups, pair_by_seed, usable_runs
 from geomtraj.errors import InputError, unknown_name
 from geomtraj.measuring.results import Results
 
@@ -56,18 +56,18 @@ def pair_ratios(
         raise unknown_name("pairing (at)", str(at), PAIRINGS)
     groups = check_groups({"denominator": denominator, "numerator": numerator})
     usable, notes = usable_runs(groups, statistic, needs_loss=at == "loss")
-    pairs, remarks = pair_up(usable["denominator"], usable["numerator"])
-    meeting = PAIRINGS[at](pairs, levels) if pairs else None
-    if meeting is None or not meeting.pairs:
-        notes += [*remarks, *(meeting.notes if meeting else [])]
+    pairs, remarks = pair_by_seed(usable["denominator"], usable["numerator"])
+    alignment = PAIRINGS[at](pairs, levels) if pairs else None
+    if alignment is None or not alignment.pairs:
+        notes += [*remarks, *(alignment.notes if alignment else [])]
         raise InputError(f"nothing can be compared at equal {at}: {' '.join(notes)}")
-    labels = meeting.labels
+    labels = alignment.labels
     found: list[PairRatio] = []
-    for (below, above), places in zip(meeting.pairs, meeting.places, strict=True):
+    for (below, above), places in zip(alignment.pairs, alignment.places, strict=True):
         top, bottom = (
-            meeting.reading(run, places).read(run.curve.rows(labels, run.curve.values)) for run in (above, below)
+            alignment.reading(run, places).read(run.curve.rows(labels, run.curve.values)) for run in (above, below)
         )
-        losses = [meeting.losses(run, places) for run in (above, below)]
+        losses = [alignment.losses(run, places) for run in (above, below)]
         seed = below.seed if below.seed == above.seed else None
         found += [
             PairRatio(label, float(x), seed, _ratio(top[i, k], bottom[i, k]), float(losses[0][k]), float(losses[1][k]))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from geomtraj.comparing.pairing import Meeting, Run
+from geomtraj.comparing.alignment import Alignment, Run
 
 
 @dataclass(frozen=True)
@@ -40,32 +40,32 @@ class Logs:
         return [self.labels.index(label) for label in labels]
 
 
-def log_ratios(meeting: Meeting, open_ends: bool = True) -> Logs:
-    """The log ratios of a meeting's pairs, (denominator, numerator) each.
+def log_ratios(alignment: Alignment, open_ends: bool = True) -> Logs:
+    """The log ratios of a alignment's pairs, (denominator, numerator) each.
 
     Args:
-        meeting: Where the pairs are read.
+        alignment: Where the pairs are read.
         open_ends: Whether values count whose interval has no upper end.
     """
-    labels = meeting.labels
+    labels = alignment.labels
     pairs = [
-        _pair(meeting, labels, pair, places, open_ends)
-        for pair, places in zip(meeting.pairs, meeting.places, strict=True)
+        _pair(alignment, labels, pair, places, open_ends)
+        for pair, places in zip(alignment.pairs, alignment.places, strict=True)
     ]
     return Logs(labels, *(np.stack(found) for found in zip(*pairs, strict=True)))
 
 
 def _pair(
-    meeting: Meeting, labels: tuple[str, ...], pair: tuple[Run, Run], places: np.ndarray, open_ends: bool
+    alignment: Alignment, labels: tuple[str, ...], pair: tuple[Run, Run], places: np.ndarray, open_ends: bool
 ) -> tuple[np.ndarray, ...]:
-    below, above = (_Side(meeting, labels, run, places, open_ends) for run in pair)
+    below, above = (_Side(alignment, labels, run, places, open_ends) for run in pair)
     with np.errstate(all="ignore"):
         logs = np.log(np.abs(above.values)) - np.log(np.abs(below.values))
         usable = np.isfinite(above.values) & np.isfinite(below.values)
         usable &= np.sign(above.values) * np.sign(below.values) > 0
         each = np.where(usable, logs, np.nan)
         mean = np.where(usable, logs, 0.0).sum(axis=1) / usable.sum(axis=1)
-        losses = np.log(meeting.losses(pair[1], places) / meeting.losses(pair[0], places))
+        losses = np.log(alignment.losses(pair[1], places) / alignment.losses(pair[0], places))
     tops, bottoms = above.of_mean(usable), below.of_mean(usable)
     variance, rests_on, open_ended = (a + b for a, b in zip(tops, bottoms, strict=True))
     return (
@@ -83,9 +83,9 @@ def _pair(
 class _Side:
     """One run's part in the ratios of a pair, arrays of shape (K, m)."""
 
-    def __init__(self, meeting: Meeting, labels: tuple[str, ...], run: Run, places: np.ndarray, open_ends: bool):
+    def __init__(self, alignment: Alignment, labels: tuple[str, ...], run: Run, places: np.ndarray, open_ends: bool):
         along = run.curve if open_ends else run.curve.without_open_ends()
-        self._reading = meeting.reading(run, places)
+        self._reading = alignment.reading(run, places)
         self._noise = np.nan_to_num(along.rows(labels, along.noise))
         self._marked = along.rows(labels, along.open_ended)
         self.values = self._reading.read(along.rows(labels, along.values))

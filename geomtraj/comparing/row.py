@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from geomtraj.comparing.logs import Logs
-from geomtraj.inference.interval import Means, means
+from geomtraj.inference.interval import Interval, Means, means
 from geomtraj.inference.ratios import exp, holm, sign_test
 
 LEFT_OUT = "missing, zero, infinite, NaN or of unlike signs"
@@ -55,6 +55,11 @@ class Row:
     rests_on: int = 0
     open_ended: int = 0
     left_out: int = 0
+
+    @property
+    def interval(self) -> Interval:
+        """The ratio with its interval over pairs."""
+        return Interval(self.ratio, self.low, self.high, self.n, self.status)
 
 
 def rows_of(logs: Logs, places: list[float | int] | None, numerator: str, denominator: str) -> list[Row]:

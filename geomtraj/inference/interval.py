@@ -14,22 +14,22 @@ Z = 1.959963984540054
 """The normal distribution's 0.975 quantile: half of a 95 % interval in standard errors."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Interval:
-    """A number with its confidence interval.
+    """A number with its confidence interval, whatever it is of: the one type that estimates, ratios and slopes are.
 
     Attributes:
         value: The estimate; NaN without a unit.
         low: Lower end; NaN where there is none.
         high: Upper end.
-        n: Number of independent units (seeds) behind it.
+        n: Number of independent units (seeds) behind it; 1 for a single measurement.
         status: "ok", or why the number or its interval is missing.
     """
 
     value: float
-    low: float
-    high: float
-    n: int
+    low: float = math.nan
+    high: float = math.nan
+    n: int = 1
     status: str = "ok"
 
     @property
@@ -68,8 +68,12 @@ def t_interval(values: ArrayLike, noise: ArrayLike | None = None, confidence: fl
     x = np.asarray(values, dtype=np.float64).reshape(-1)
     found = means(x, noise, confidence)
     n = int(found.n)
-    status = "ok" if n > 1 else "no unit has a value" if n == 0 else "one unit gives no interval"
-    return Interval(float(found.mean), float(found.low), float(found.high), n, status)
+    return Interval(float(found.mean), float(found.low), float(found.high), n, said(n))
+
+
+def said(n: int) -> str:
+    """The status of a mean over n units."""
+    return "ok" if n > 1 else "no unit has a value" if n == 0 else "one unit gives no interval"
 
 
 def means(values: ArrayLike, noise: ArrayLike | None = None, confidence: float = CONFIDENCE) -> Means:

@@ -9,29 +9,21 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from geomtraj.inference.interval import CONFIDENCE, t_interval
+from geomtraj.inference.interval import CONFIDENCE, Interval, t_interval
 
 LEAST = 4
 """Fewest points of a seed, layer or iterate whose correlation counts."""
 
 
-@dataclass(frozen=True)
-class Ranks:
-    """A rank correlation over seeds, between -1 and 1.
+@dataclass(frozen=True, slots=True)
+class RankCorrelation(Interval):
+    """A rank correlation, between -1 and 1: the mean of each of n seeds' own one, its t-interval cut at -1 and 1.
 
     Attributes:
-        value: Mean of each seed's own correlation; NaN where no seed has one.
-        low: Lower end of its t-interval, cut at -1; NaN with fewer than two seeds.
-        high: Upper end of it, cut at 1.
-        n: Number of seeds that have one.
         points: Number of points used.
     """
 
-    value: float
-    low: float
-    high: float
-    n: int
-    points: int
+    points: int = 0
 
 
 @dataclass(frozen=True)
@@ -44,9 +36,9 @@ class Agreement:
         between: Over the layers at one iterate, mean over iterates: do both find the same layers large?
     """
 
-    pooled: Ranks
-    within: Ranks
-    between: Ranks
+    pooled: RankCorrelation
+    within: RankCorrelation
+    between: RankCorrelation
 
 
 def spearman(x: ArrayLike, y: ArrayLike) -> float:
@@ -89,7 +81,7 @@ def agreement(
     a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     known = np.flatnonzero(~(np.isnan(a) | np.isnan(b)))
 
-    def over(parts: Callable[[list[int]], Iterable[list[int]]]) -> Ranks:
+    def over(parts: Callable[[list[int]], Iterable[list[int]]]) -> RankCorrelation:
         each, used = [], 0
         for mine in _split(known.tolist(), seeds):
             found = [(coefficient(a[part], b[part]), len(part)) for part in parts(mine) if len(part) >= LEAST]
@@ -104,10 +96,10 @@ def agreement(
     )
 
 
-def _over_seeds(each: list[float], points: int, confidence: float) -> Ranks:
+def _over_seeds(each: list[float], points: int, confidence: float) -> RankCorrelation:
     found = t_interval(each, confidence=confidence)
     low, high = (float(np.clip(x, -1.0, 1.0)) for x in (found.low, found.high))
-    return Ranks(found.value, low, high, found.n, points)
+    return RankCorrelation(found.value, low, high, found.n, found.status, points)
 
 
 def _split(points: list[int], labels: Sequence[Hashable]) -> list[list[int]]:
@@ -132,6 +124,6 @@ def _coefficient(function: Callable[[np.ndarray, np.ndarray], float], x: ArrayLi
 
 
 def _ranks(x: np.ndarray) -> np.ndarray:
-    """Ranks from 1, ties at their mean, shape (n,)."""
+    """RankCorrelation from 1, ties at their mean, shape (n,)."""
     _, place, count = np.unique(x, return_inverse=True, return_counts=True)
     return (np.cumsum(count) - (count - 1) / 2)[place]

@@ -10,32 +10,29 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from geomtraj.inference.interval import CONFIDENCE, means
+from geomtraj.inference.interval import CONFIDENCE, Interval, means, said
 
 __all__ = ["CONFIDENCE", "OverSeeds", "holm", "over_seeds", "sign_test"]
 
 
-@dataclass(frozen=True)
-class OverSeeds:
-    """A ratio over seeds, dimensionless.
+@dataclass(frozen=True, slots=True)
+class OverSeeds(Interval):
+    """A ratio over seeds, dimensionless: the geometric mean over n pairs with the interval of the mean log ratio.
 
     Attributes:
-        ratio: Geometric mean.
-        low: Lower end of the 95 % interval of the mean log ratio (`interval.means`); NaN with fewer than two pairs.
-        high: Upper end of it.
-        n: Number of pairs.
         above: How many pairs have a ratio above 1.
         t_test_p: Two-sided p of the mean log ratio being 0; below 0.05 just when the interval leaves out 1.
         sign_test_p: Two-sided exact binomial p of the sign test; pairs with a ratio of exactly 1 are not counted.
     """
 
-    ratio: float
-    low: float
-    high: float
-    n: int
-    above: int
-    t_test_p: float
-    sign_test_p: float
+    above: int = 0
+    t_test_p: float = math.nan
+    sign_test_p: float = math.nan
+
+    @property
+    def ratio(self) -> float:
+        """Geometric mean."""
+        return self.value
 
 
 def over_seeds(log_ratios: ArrayLike, noise: ArrayLike | None = None) -> OverSeeds:
@@ -50,7 +47,7 @@ def over_seeds(log_ratios: ArrayLike, noise: ArrayLike | None = None) -> OverSee
     above, below = int((logs > 0).sum()), int((logs < 0).sum())
     ratio, low, high = (float(exp(x)) for x in (found.mean, found.low, found.high))
     sign_p = float(sign_test(above, below)) if found.n else math.nan
-    return OverSeeds(ratio, low, high, int(found.n), above, float(found.p), sign_p)
+    return OverSeeds(ratio, low, high, int(found.n), said(int(found.n)), above, float(found.p), sign_p)
 
 
 def sign_test(above: ArrayLike, below: ArrayLike) -> np.ndarray:

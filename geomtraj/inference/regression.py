@@ -10,35 +10,35 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from geomtraj.inference.interval import CONFIDENCE, t_quantile
+from geomtraj.inference.interval import CONFIDENCE, Interval, said, t_quantile
 
 Which = Literal["within", "between"]
 
 
-@dataclass(frozen=True)
-class Explained:
-    """Share of the variance of y that least squares on the predictors accounts for.
+@dataclass(frozen=True, slots=True)
+class Explained(Interval):
+    """Share of the variance of y that least squares on the predictors accounts for, from 0 to 1.
+
+    Its interval is by bootstrap over seeds, 95 % unless asked otherwise; NaN below three seeds. n is the number of
+    points, of layers for "between".
 
     Attributes:
-        r2: In the sample, from 0 to 1; NaN with too few points, layers, or a predictor that does not vary.
-        low: Lower end of its interval (95 % unless asked otherwise), by bootstrap over seeds; NaN below three seeds.
-        high: Upper end of it.
         held_out: The same for values that the line was not fitted to, below 0 where the prediction is worse than the
             mean: seeds are left out one at a time ("within"), or layers ("between").
         slopes: One for each predictor.
-        n: Number of points, of layers for "between".
         seeds: Number of seeds.
         layers: Number of layers.
     """
 
-    r2: float
-    low: float
-    high: float
-    held_out: float
-    slopes: tuple[float, ...]
-    n: int
-    seeds: int
-    layers: int
+    held_out: float = math.nan
+    slopes: tuple[float, ...] = ()
+    seeds: int = 0
+    layers: int = 0
+
+    @property
+    def r2(self) -> float:
+        """In the sample; NaN with too few points, layers, or a predictor that does not vary."""
+        return self.value
 
 
 def explained(
@@ -72,7 +72,9 @@ def explained(
     layer, unit = _numbered(layers, kept), _numbered(seeds, kept)
     count, many = (int(x.max()) + 1 if x.size else 0 for x in (unit, layer))
     n = many if part == "between" else len(data)
-    nothing = Explained(math.nan, math.nan, math.nan, math.nan, (math.nan,) * columns.shape[1], n, count, many)
+    nothing = Explained(
+        math.nan, n=n, status="too few points", slopes=(math.nan,) * columns.shape[1], seeds=count, layers=many
+    )
     if not len(data):
         return nothing
     sums = _Sums.of(data, layer, unit)
@@ -89,7 +91,8 @@ def explained(
         ends = np.tanh(np.maximum(_fisher(r2) + np.array([-half, half]), 0)) ** 2
         low, high = (float(x) for x in ends)
     held_out = _held_out_layers(data, layer) if part == "between" else _held_out_seeds(data, layer, unit)
-    return Explained(float(r2), low, high, held_out, tuple(slopes.tolist()), n, count, many)
+    status = "ok" if math.isfinite(low) else "fewer than three seeds give no interval"
+    return Explained(float(r2), low, high, n, status, held_out, tuple(slopes.tolist()), count, many)
 
 
 def _fisher(r2: ArrayLike) -> np.ndarray:
@@ -192,22 +195,18 @@ def _beyond(true: np.ndarray, predicted: np.ndarray) -> float:
     return 1 - error / total if total > 0 else math.nan
 
 
-@dataclass(frozen=True)
-class Share:
+@dataclass(frozen=True, slots=True)
+class Share(Interval):
     """Sum of a predictor's values over the sum of y's: what it accounts for with a slope of 1, nothing fitted.
 
-    Attributes:
-        share: NaN where the sum of y is 0 or no seed has both.
-        low: Lower end of the interval over seeds (95 % unless asked otherwise), by Fieller's theorem; NaN with fewer
-            than two seeds, or where the sum of y cannot be told from 0.
-        high: Upper end of it.
-        n: Number of seeds.
+    Its interval over n seeds is by Fieller's theorem, 95 % unless asked otherwise; NaN with fewer than two seeds, or
+    where the sum of y cannot be told from 0.
     """
 
-    share: float
-    low: float
-    high: float
-    n: int
+    @property
+    def share(self) -> float:
+        """NaN where the sum of y is 0 or no seed has both."""
+        return self.value
 
 
 def share_of(y: ArrayLike, predictor: ArrayLike, confidence: float = CONFIDENCE) -> Share:
@@ -225,10 +224,10 @@ def share_of(y: ArrayLike, predictor: ArrayLike, confidence: float = CONFIDENCE)
     n = len(pairs)
     below, above = pairs.mean(axis=0) if n else (math.nan, math.nan)
     if not n or below == 0:
-        return Share(math.nan, math.nan, math.nan, n)
+        return Share(math.nan, n=n, status="no seed has both")
     share = float(above / below)
     if n < 2:
-        return Share(share, math.nan, math.nan, n)
+        return Share(share, n=n, status=said(n))
     covariance = np.cov(pairs.T) / n
     t = float(t_quantile(confidence, n - 1)) ** 2
     # The ratios r for which the mean of predictor - r y cannot be told from 0.
@@ -236,6 +235,6 @@ def share_of(y: ArrayLike, predictor: ArrayLike, confidence: float = CONFIDENCE)
     b = below * above - t * covariance[0, 1]
     c = above**2 - t * covariance[1, 1]
     if a <= 0 or b * b < a * c:
-        return Share(share, math.nan, math.nan, n)
+        return Share(share, n=n, status="the sum cannot be told from 0")
     half = math.sqrt(b * b - a * c)
     return Share(share, float((b - half) / a), float((b + half) / a), n)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,6 @@ from geomtraj.errors import TrajectoryError, unknown_name
 from geomtraj.measuring.content import Seen, content_of, still
 from geomtraj.measuring.folder import FOLDER, counted, key_of, read_stored
 from geomtraj.measuring.record import Measurement, read_measurement
-from geomtraj.measuring.rows import COLUMNS, rows
 from geomtraj.measuring.summary import NAME, keys_of_format_1, read_summary
 from geomtraj.spreadsheets import dataframe
 from geomtraj.statistics.base import Quantity
@@ -26,6 +25,11 @@ if TYPE_CHECKING:
 __all__ = ["FOLDER", "Measurement", "Results", "key_of", "read_measurement"]
 
 _LOG = logging.getLogger("geomtraj")
+
+COLUMNS = (
+    "seed", "path", "step", "wall_time", "loss", "statistic", "label", "value", "low", "high", "status", "matvecs",
+    "seconds",
+)  # fmt: skip
 
 
 class Results:
@@ -109,13 +113,27 @@ class Results:
         """L(theta) on the measuring batches, by step."""
         return {m.step: q.value for m, q in self.series("loss", "loss")}
 
+    def rows(self) -> Iterator[tuple[Any, ...]]:
+        """One row for each measured number, in the order of `COLUMNS`; one without a label where nothing was found.
+
+        A number's status is what the measurement says of it, not of other blocks.
+        """
+        losses = self.losses() if "loss" in self.statistics else {}
+        seed, path = self.meta.get("seed", ""), str(self.path)
+        for m in self.measurements:
+            head = (seed, path, m.step, m.wall_time, losses.get(m.step, ""), m.statistic)
+            for label, q in m.quantities.items():
+                yield *head, label, q.value, q.low, q.high, m.status_of(label), m.matvecs, m.seconds
+            if not m.quantities:
+                yield *head, "", "", "", "", m.status, m.matvecs, m.seconds
+
     def to_dataframe(self) -> pandas.DataFrame:
         """One row for each measured number, with the columns of a report's measurements.csv that are of one run.
 
         Raises:
             InputError: pandas is not installed.
         """
-        return dataframe(COLUMNS, rows(self))
+        return dataframe(COLUMNS, self.rows())
 
     @classmethod
     def load(cls, path: str | Path) -> Results:

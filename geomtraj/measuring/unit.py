@@ -156,7 +156,7 @@ def _measured(statistic: Statistic, point: Point, blank: Measurement, first: boo
         )
         return replace(from_text(to_text(found)), arrays=Arrays(outcome.arrays))  # as it will be read
     except Exception as error:
-        if shared(point.problem) or (first and isinstance(error, InputError)) or _refused(point.problem):
+        if point.problem.shared or (first and isinstance(error, InputError)) or _refused(point.problem):
             raise
         return _failed(blank, statistic, error, time.perf_counter() - started)
 
@@ -175,11 +175,6 @@ def _about_guard(problem: Problem) -> dict[str, Any]:
 def _refused(problem: Problem) -> bool:
     """Whether the problem's derivatives are wrong, at this iterate and at any other."""
     return problem.guard is not None and bool(problem.guard.refusal)
-
-
-def shared(problem: Problem) -> bool:
-    """Whether several processes share the problem's batches: an error on one is then an error on all."""
-    return getattr(problem, "_ranks", None) is not None
 
 
 def _failed(blank: Measurement, statistic: Statistic, error: Exception, seconds: float) -> Measurement:

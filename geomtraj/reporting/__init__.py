@@ -3,11 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from geomtraj.measuring.results import Results
 
-__all__ = ["report"]
+if TYPE_CHECKING:
+    from geomtraj.reporting.analysis import Content, Sheet, analysis_page
+    from geomtraj.reporting.data import ReportFigure, Skipped, listed
+    from geomtraj.reporting.forests import Estimates, Forest, draw_forests
+    from geomtraj.reporting.panels import Mark, Panel, draw_panels
+    from geomtraj.reporting.style import COLOURS, number, short
+    from geomtraj.reporting.summary import ADAPTIVE, SGD, WIDE, Answer
+
+__all__ = [
+    "ADAPTIVE", "COLOURS", "SGD", "WIDE", "Answer",
+    "Content", "Estimates", "Forest", "Mark", "Panel", "ReportFigure", "Sheet",
+    "Skipped", "analysis_page", "draw_forests", "draw_panels", "listed", "number", "report", "short",
+]  # fmt: skip
+
+_HOMES = {
+    "analysis": ("Content", "Sheet", "analysis_page"),
+    "data": ("ReportFigure", "Skipped", "listed"),
+    "forests": ("Estimates", "Forest", "draw_forests"),
+    "panels": ("Mark", "Panel", "draw_panels"),
+    "style": ("COLOURS", "number", "short"),
+    "summary": ("ADAPTIVE", "SGD", "WIDE", "Answer"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """What pages are made of, imported when it is asked for: matplotlib takes a second."""
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def report(
@@ -35,6 +66,6 @@ def report(
     Raises:
         InputError: Groups or `levels` of another form, no measurement at all, or a path that cannot be written.
     """
-    from geomtraj.reporting.api import write_report  # matplotlib takes a second to import
+    from geomtraj.reporting.api import write_report
 
     return write_report(groups, path, title, levels)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from geomtraj.reporting.files import check_writable, write, write_drawing
-from geomtraj.reporting.material import Drawing, LeftOut
-from geomtraj.reporting.style import number, plain_style
+from geomtraj.reporting.pipeline import Draw, Drawn, write_page
+from geomtraj.reporting.style import number
 from geomtraj.reporting.summary import Answer
 from geomtraj.reporting.template import render
 from geomtraj.spreadsheets import csv_text
@@ -42,58 +40,54 @@ class Sheet:
         return csv_text(self.columns, self.rows)
 
 
-def analysis_page(
-    path: str | Path,
-    title: str,
-    question: str,
-    answers: Sequence[Answer],
-    draws: Sequence[Callable[[], Drawing | LeftOut]],
-    sheets: Sequence[Sheet],
-    problems: Sequence[str],
-    provenance: Mapping[str, Any],
-) -> Path:
-    """Write an analysis's page, with `figures/`, `tables/` and `provenance.json` beside it; the same input, same bytes.
+@dataclass(frozen=True)
+class Content:
+    """What an analysis's page shows.
 
-    Args:
-        path: The page; its folder is made if it is not there.
+    Attributes:
         title: Heading.
         question: What is asked, in a sentence or two.
         answers: What was found, computed from the numbers.
         draws: Functions that draw one figure each; called in the report's style.
         sheets: The tables.
+    """
+
+    title: str
+    question: str
+    answers: Sequence[Answer]
+    draws: Sequence[Draw]
+    sheets: Sequence[Sheet]
+
+
+def analysis_page(path: str | Path, content: Content, problems: Sequence[str], provenance: Mapping[str, Any]) -> Path:
+    """Write an analysis's page, with `figures/`, `tables/` and `provenance.json` beside it; the same input, same bytes.
+
+    Args:
+        path: The page; its folder is made if it is not there.
+        content: What it shows.
         problems: What failed or was left out, one sentence each.
         provenance: Name -> how the page was made: command, versions, seeds, config.
 
     Raises:
         InputError: The page cannot be written.
     """
-    path = Path(path)
-    check_writable(path)
-    figures, left_out = [], []
-    with plain_style():
-        for draw in draws:
-            drawing = draw()
-            if isinstance(drawing, LeftOut):
-                left_out.append(drawing.reason)
-                continue
-            svg = write_drawing(drawing, path.parent / "figures")
-            figures.append((drawing, base64.b64encode(svg).decode("ascii")))
-    for sheet in sheets:
-        write(path.parent / "tables" / f"{sheet.name}.csv", sheet.csv().encode())
-    write(path.parent / "provenance.json", (json.dumps(provenance, indent=1, default=str) + "\n").encode())
-    html = render(
-        "analysis.html.j2",
-        {"cell": _cell},
-        title=title,
-        question=question,
-        answers=answers,
-        figures=figures,
-        tables=sheets,
-        problems=[*problems, *left_out],
-        provenance={k: v if isinstance(v, str) else json.dumps(v, default=str) for k, v in provenance.items()},
-    )
-    write(path, html.encode())
-    return path
+    files = {f"tables/{sheet.name}.csv": sheet.csv() for sheet in content.sheets}
+    files["provenance.json"] = json.dumps(provenance, indent=1, default=str) + "\n"
+
+    def html(figures: list[Drawn], reasons: list[str]) -> str:
+        return render(
+            "analysis.html.j2",
+            {"cell": _cell},
+            title=content.title,
+            question=content.question,
+            answers=content.answers,
+            figures=figures,
+            tables=content.sheets,
+            problems=[*problems, *reasons],
+            provenance={k: v if isinstance(v, str) else json.dumps(v, default=str) for k, v in provenance.items()},
+        )
+
+    return write_page(Path(path), content.draws, files, html)
 
 
 def _cell(value: Any) -> str:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
-from geomtraj.comparing.pairing import check_groups
+from geomtraj.comparing.alignment import check_groups
 from geomtraj.errors import InputError
 from geomtraj.measuring.results import Results
 from geomtraj.reporting import every_label, runs
+from geomtraj.reporting.data import gather, listed
 from geomtraj.reporting.figures import FIGURES
-from geomtraj.reporting.files import check_writable, write, write_drawing
-from geomtraj.reporting.material import Drawing, LeftOut, Material, gather, listed
+from geomtraj.reporting.files import check_writable
 from geomtraj.reporting.page import contrast_file, page
-from geomtraj.reporting.style import plain_style
+from geomtraj.reporting.pipeline import Draw, write_page
 
 
 def write_report(groups: Mapping[str, Sequence[Results]], path: str | Path, title: str | None, levels: int) -> Path:
@@ -29,24 +29,14 @@ def write_report(groups: Mapping[str, Sequence[Results]], path: str | Path, titl
     path = Path(path)
     if path.is_dir():
         raise InputError(f"{path} is a folder: name the file of the page, such as {path / 'report.html'}.")
-    check_writable(path)
-
-    material = gather(checked, levels)
-    drawings: list[tuple[Drawing, bytes]] = []
-    left_out = []
-    with plain_style():
-        draws: list[Callable[[Material], Drawing | LeftOut]] = [*FIGURES]
-        draws += [functools.partial(every_label.draw, statistic=name) for name in every_label.others(material)]
-        for draw in draws:
-            drawing = draw(material)
-            if isinstance(drawing, LeftOut):
-                left_out.append(drawing.reason)
-                continue
-            drawings.append((drawing, write_drawing(drawing, path.parent / "figures")))
-    tables = path.parent / "tables"
-    for (statistic, at), table in material.tables.items():
-        write(tables / contrast_file(statistic, at), table.csv_text().encode())
-    write(tables / "measurements.csv", runs.measurements_csv(material).encode())
-    write(tables / "runs.csv", runs.runs_csv(material).encode())
-    write(path, page(material, drawings, left_out, title or f"Terrain of {listed(checked)}").encode())
-    return path
+    check_writable(path)  # before minutes are spent
+    data = gather(checked, levels)
+    files = {f"tables/{contrast_file(*key)}": table.csv_text() for key, table in data.tables.items()}
+    files |= {"tables/measurements.csv": runs.measurements_csv(data), "tables/runs.csv": runs.runs_csv(data)}
+    heading = title or f"Terrain of {listed(checked)}"
+    others = every_label.others(data)
+    draws: list[Draw] = [
+        *(partial(draw, data) for draw in FIGURES),
+        *(partial(every_label.draw, data, statistic=name) for name in others),
+    ]
+    return write_page(path, draws, files, lambda figures, reasons: page(data, figures, reasons, heading))

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from geomtraj.errors import InputError
 from geomtraj.measuring.results import Measurement, Results
-from geomtraj.reporting.material import Drawing, LeftOut, Material, listed, not_measured, seeds_text
+from geomtraj.reporting.data import ReportData, ReportFigure, Skipped, listed, not_measured, seeds_text
 from geomtraj.reporting.style import EARLY_TO_LATE, WIDTH, legend, number, short
 
 TITLE = "Spectral densities along the trajectory"
@@ -23,16 +23,16 @@ KERNEL = 0.25  # standard deviation of the smoothing kernel in units of asinh(la
 POINTS = 500
 
 
-def draw(material: Material) -> Drawing | LeftOut:
+def draw(data: ReportData) -> ReportFigure | Skipped:
     """Mean density over seeds at the first, the middle and the last iterate past the start."""
-    groups = {name: [r for r in runs if _measured(r)] for name, runs in material.measured("spectrum").items()}
+    groups = {name: [r for r in runs if _measured(r)] for name, runs in data.measured("spectrum").items()}
     groups = {name: runs for name, runs in groups.items() if runs}
     if not groups:
         return not_measured("spectrum", TITLE)
     picked = {name: pick(_common(runs)) for name, runs in groups.items()}
     groups = {name: runs for name, runs in groups.items() if picked[name]}
     if not groups:
-        return LeftOut(f"The figure “{TITLE}” is left out: the seeds of an optimizer have no measured step in common.")
+        return Skipped(f"The figure “{TITLE}” is left out: the seeds of an optimizer have no measured step in common.")
     chosen = {
         name: {step: [_measured(r)[step] for r in runs] for step in picked[name]} for name, runs in groups.items()
     }
@@ -49,7 +49,7 @@ def draw(material: Material) -> Drawing | LeftOut:
             continue
         name = list(groups)[i]
         highest = max(highest, _draw(ax, scale, groups[name], chosen[name]))
-        ax.set_title(short(name, 48), color=material.looks[name].colour, fontweight="bold", fontsize=9)
+        ax.set_title(short(name, 48), color=data.looks[name].colour, fontweight="bold", fontsize=9)
         ax.tick_params(labelbottom=i + columns >= len(groups), labelleft=i % columns == 0)
         if i + columns >= len(groups):
             ax.set_xlabel("eigenvalue λ")
@@ -61,7 +61,7 @@ def draw(material: Material) -> Drawing | LeftOut:
         f"eigenvalue axis is linear between ±{number(scale.linear, 2)} and logarithmic beyond); the eigenvalues drawn "
         f"range from {number(scale.low)} to {number(scale.high)}."
     )
-    return Drawing("densities", TITLE, caption, figure)
+    return ReportFigure("densities", TITLE, caption, figure)
 
 
 def steps_of(results: Results, step: int | None) -> list[int]:

@@ -7,8 +7,8 @@ import math
 from matplotlib.figure import Figure
 
 from geomtraj.measuring.results import Measurement, Results
+from geomtraj.reporting.data import ReportData, ReportFigure, Skipped, not_measured, seeds_text
 from geomtraj.reporting.lines import draw_lines, key
-from geomtraj.reporting.material import Drawing, LeftOut, Material, not_measured, seeds_text
 from geomtraj.reporting.style import WIDTH, group_legend
 from geomtraj.status import Code
 
@@ -16,24 +16,24 @@ TITLE = "Top and bottom eigenvalues"
 ENDS = (("lambda_max", 1, "λ_max"), ("lambda_min", -1, "−λ_min"))
 
 
-def draw(material: Material) -> Drawing | LeftOut:
+def draw(data: ReportData) -> ReportFigure | Skipped:
     """The largest eigenvalue and minus the smallest one on log axes."""
-    groups = material.measured("spectrum")
+    groups = data.measured("spectrum")
     if not groups:
         return not_measured("spectrum", TITLE)
-    overs = ("step", "loss") if material.measured("loss") else ("step",)
+    overs = ("step", "loss") if data.measured("loss") else ("step",)
     figure = Figure(figsize=(WIDTH, 5.2), layout="constrained")
     axes = figure.subplots(2, len(overs), squeeze=False)
     for row, (label, sign, axis_label) in zip(axes, ENDS, strict=True):
         for ax, over in zip(row, overs, strict=True):
-            draw_lines(ax, material, "spectrum", label, over, sign)
+            draw_lines(ax, data, "spectrum", label, over, sign)
         row[0].set_ylabel(axis_label)
-    group_legend(figure, {name: material.looks[name] for name in groups})
+    group_legend(figure, {name: data.looks[name] for name in groups})
     caption = (
         f"Largest eigenvalue of the Hessian (top) and minus the smallest (bottom) along the trajectories, "
         f"{seeds_text(groups)} ({key(groups, 'the residual norm as interval')}){_doubts(groups)}."
     )
-    return Drawing("eigenvalues", TITLE, caption, figure)
+    return ReportFigure("eigenvalues", TITLE, caption, figure)
 
 
 def _doubts(groups: dict[str, list[Results]]) -> str:

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from geomtraj.measuring.results import Results
+from geomtraj.reporting.data import ReportData, ReportFigure, Skipped, seeds_text
 from geomtraj.reporting.lines import draw_lines, key
-from geomtraj.reporting.material import Drawing, LeftOut, Material, seeds_text
 from geomtraj.reporting.style import WIDTH, group_legend, log_axis, short
 from geomtraj.statistics import REGISTRY
 
@@ -22,20 +22,20 @@ PANELS = 12
 COLUMNS = 3
 
 
-def others(material: Material) -> list[str]:
+def others(data: ReportData) -> list[str]:
     """The measured statistics without a figure of their own."""
-    found = {s for runs in material.groups.values() for r in runs for s in r.statistics}
+    found = {s for runs in data.groups.values() for r in runs for s in r.statistics}
     return sorted(found - set(DRAWN))
 
 
-def draw(material: Material, statistic: str) -> Drawing | LeftOut:
+def draw(data: ReportData, statistic: str) -> ReportFigure | Skipped:
     """A panel for each label on a log axis; dotted: its threshold, or what it is for random directions or walks."""
-    groups = material.measured(statistic)
+    groups = data.measured(statistic)
     title = _title(statistic)
-    labels = [label for label in material.labels(statistic) if not _beside(label, material.labels(statistic))]
-    labels = sorted(labels, key=lambda label: label in material.shapes or ": " in label)
+    labels = [label for label in data.labels(statistic) if not _beside(label, data.labels(statistic))]
+    labels = sorted(labels, key=lambda label: label in data.shapes or ": " in label)
     if not labels:
-        return LeftOut(f"The figure “{title}” is left out: there is no value to draw.")
+        return Skipped(f"The figure “{title}” is left out: there is no value to draw.")
     shown = labels[:PANELS]
     columns = min(COLUMNS, len(shown))
     rows = -(-len(shown) // columns)
@@ -43,14 +43,14 @@ def draw(material: Material, statistic: str) -> Drawing | LeftOut:
     axes = figure.subplots(rows, columns, squeeze=False).flat
     hidden = dotted = 0
     for ax, label in zip(axes, shown, strict=False):
-        drawn = draw_lines(ax, material, statistic, label, "step")
+        drawn = draw_lines(ax, data, statistic, label, "step")
         hidden += sum(not q.value > 0 for runs in groups.values() for r in runs for _, q in r.series(statistic, label))
         if drawn:
-            dotted += _draw_beside(ax, material, groups, statistic, label)
+            dotted += _draw_beside(ax, data, groups, statistic, label)
         ax.set_title(short(label), fontsize=8)
     for ax in list(axes)[len(shown) :]:
         ax.set_visible(False)
-    group_legend(figure, {name: material.looks[name] for name in groups})
+    group_legend(figure, {name: data.looks[name] for name in groups})
     parts = [f"{title[:1].upper()}{title[1:]} along the trajectories, {seeds_text(groups)} ({key(groups)})"]
     if dotted:
         parts.append("dotted: the threshold, or the value for random directions or walks")
@@ -58,7 +58,9 @@ def draw(material: Material, statistic: str) -> Drawing | LeftOut:
         parts.append(f"{hidden} values are not positive and are not drawn")
     if len(labels) > len(shown):
         parts.append(f"{len(labels) - len(shown)} more labels stand in measurements.csv")
-    return Drawing(f"statistic_{re.sub(r'[^0-9A-Za-z_.-]+', '_', statistic)}", title, "; ".join(parts) + ".", figure)
+    return ReportFigure(
+        f"statistic_{re.sub(r'[^0-9A-Za-z_.-]+', '_', statistic)}", title, "; ".join(parts) + ".", figure
+    )
 
 
 def _title(statistic: str) -> str:
@@ -73,10 +75,10 @@ def _beside(label: str, labels: list[str]) -> str:
     return whole if whole != label and whole in labels else ""
 
 
-def _draw_beside(ax: Axes, material: Material, groups: dict[str, list[Results]], statistic: str, label: str) -> int:
+def _draw_beside(ax: Axes, data: ReportData, groups: dict[str, list[Results]], statistic: str, label: str) -> int:
     """Dotted lines beside one label; the axis is widened where they lie not too far from it."""
     lines = []
-    every = material.labels(statistic)
+    every = data.labels(statistic)
     for name, runs in groups.items():
         for r in runs:
             for other in (x for x in every if _beside(x, every) == label):
@@ -89,7 +91,7 @@ def _draw_beside(ax: Axes, material: Material, groups: dict[str, list[Results]],
     for name, points in lines:
         good = np.array([(s, v) for s, v in points if math.isfinite(v) and v > 0])
         if good.size:
-            ax.plot(good[:, 0], good[:, 1], color=material.looks[name].colour, ls=":", lw=1.1, zorder=2)
+            ax.plot(good[:, 0], good[:, 1], color=data.looks[name].colour, ls=":", lw=1.1, zorder=2)
             near = good[:, 1][(good[:, 1] > low / 30) & (good[:, 1] < high * 30)]
             if near.size:
                 low, high = min(low, float(near.min()) / 1.1), max(high, float(near.max()) * 1.1)

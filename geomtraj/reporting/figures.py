@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from geomtraj.reporting import densities, eigenvalues, forest, losses, r_med_curves, trace
-from geomtraj.reporting.material import Drawing, LeftOut, Material
+from geomtraj.reporting.data import ReportData, ReportFigure, Skipped
 
-FIGURES: tuple[Callable[[Material], Drawing | LeftOut], ...] = (
+FIGURES: tuple[Callable[[ReportData], ReportFigure | Skipped], ...] = (
     forest.draw,
     losses.draw,
     r_med_curves.against_loss,

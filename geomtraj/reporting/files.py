@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from geomtraj.errors import InputError, TrajectoryError
-from geomtraj.reporting.material import Drawing
+from geomtraj.reporting.data import ReportFigure
 from geomtraj.reporting.style import saved
 from geomtraj.trajectory.files import write_bytes
 
@@ -31,7 +31,7 @@ def check_writable(path: Path) -> None:
     probe.unlink(missing_ok=True)
 
 
-def write_drawing(drawing: Drawing, folder: Path) -> bytes:
+def write_drawing(drawing: ReportFigure, folder: Path) -> bytes:
     """Write a figure as SVG and PDF into `folder`; returns the SVG."""
     engine = drawing.figure.get_layout_engine()
     if engine is not None:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from geomtraj.comparing import Row, Table
-from geomtraj.reporting.material import ALL, Drawing, LeftOut, Material, listed
+from geomtraj.reporting.data import ALL, ReportData, ReportFigure, Skipped, listed
 from geomtraj.reporting.style import WIDTH, Look, legend, log_axis, looks, short
 
 TITLE = "R_med between optimizers, layer by layer"
@@ -19,18 +19,18 @@ STRETCH = 30.0  # intervals that reach further than this factor from the points'
 ANSWER = "the answer"
 
 
-def draw(material: Material) -> Drawing | LeftOut:
+def draw(data: ReportData) -> ReportFigure | Skipped:
     """Each kind's ratio with its interval over seeds, its blocks as dots, and the line at 1."""
-    tables = {at: material.tables["r_med", at] for at in ("loss", "step") if ("r_med", at) in material.tables}
+    tables = {at: data.tables["r_med", at] for at in ("loss", "step") if ("r_med", at) in data.tables}
     if not tables:
-        return LeftOut(f"The figure “{TITLE}” is left out: {material.missing['r_med', 'loss']}")
+        return Skipped(f"The figure “{TITLE}” is left out: {data.missing['r_med', 'loss']}")
     rows = [row for table in tables.values() for row in table.overall()]
     kinds = {kind.name: kind.labels for table in tables.values() for kind in table.kinds}
     known = {row.label for row in rows if row.n}
     named = {name: labels for name, labels in kinds.items() if known & set(labels)}
     if not known:
-        return LeftOut(f"The figure “{TITLE}” is left out: no ratio of R_med is finite.")
-    weights = sorted(named, key=lambda name: not material.is_matrix(named[name][0]))
+        return Skipped(f"The figure “{TITLE}” is left out: no ratio of R_med is finite.")
+    weights = sorted(named, key=lambda name: not data.is_matrix(named[name][0]))
     kept = [name for name in named if name in weights[:MOST]]
     several = max(map(len, kinds.values()), default=1) > 1
     answered = any(c.primary is not None and c.primary.n for table in tables.values() for c in table.comparisons)
@@ -41,15 +41,15 @@ def draw(material: Material) -> Drawing | LeftOut:
     # Room at the left, since a browser's font may be wider than the one that the names were measured in.
     axes = figure.subplots(1, len(tables), sharey=True, squeeze=False)[0]
     for ax, (at, table) in zip(axes, tables.items(), strict=True):
-        _panel(ax, table, shown, comparisons, material.looks)
+        _panel(ax, table, shown, comparisons, data.looks)
         ax.set_title({"loss": "at equal loss", "step": "at the same step"}[at])
         ax.set_xlabel("ratio of R_med (log scale)")
     axes[0].set_yticks(np.arange(len(shown)), [_name(name, kinds, several) for name in shown])
     axes[0].set_ylim(len(shown) - 0.4, -0.6)
-    entries = _entries(comparisons, material.looks)
-    absent = _absent([row for row in rows if row.label not in material.explained], kept, named)
+    entries = _entries(comparisons, data.looks)
+    absent = _absent([row for row in rows if row.label not in data.explained], kept, named)
     legend(figure, entries, loc="outside upper left", ncols=min(4, len(comparisons)))
-    return Drawing("contrast", TITLE, _caption(rows, comparisons, several, absent), figure)
+    return ReportFigure("contrast", TITLE, _caption(rows, comparisons, several, absent), figure)
 
 
 def draw_table(ax: Axes, table: Table) -> None:

@@ -10,26 +10,27 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from geomtraj.inference import Interval
+from geomtraj.reporting.data import ReportFigure, Skipped
 from geomtraj.reporting.forest import STRETCH
-from geomtraj.reporting.material import Drawing, LeftOut
 from geomtraj.reporting.style import WIDTH, legend, log_axis, short
 
 ROW = 0.2  # inches
 
 
 @dataclass(frozen=True)
-class Ratios:
-    """Ratios of one kind, in one colour.
+class Estimates:
+    """Ratios of one kind, in one colour, each with its interval.
 
     Attributes:
         label: In the legend; the same label in several panels stands there once.
         colour: Of matplotlib.
-        rows: Name of the row -> ratio, low, high; without an interval the ends are NaN.
+        rows: Name of the row -> ratio; without an interval its ends are NaN.
     """
 
     label: str
     colour: str
-    rows: Mapping[str, tuple[float, float, float]]
+    rows: Mapping[str, Interval]
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,13 @@ class Forest:
     title: str
     x_label: str
     names: Sequence[str]
-    series: Sequence[Ratios]
+    series: Sequence[Estimates]
     apart: int = 0
 
 
-def draw_forests(name: str, title: str, caption: str, panels: Sequence[Forest], columns: int = 2) -> Drawing | LeftOut:
+def draw_forests(
+    name: str, title: str, caption: str, panels: Sequence[Forest], columns: int = 2
+) -> ReportFigure | Skipped:
     """The figure, with one range of ratios for all panels; its reason to be missing where there is no ratio.
 
     Args:
@@ -63,11 +66,11 @@ def draw_forests(name: str, title: str, caption: str, panels: Sequence[Forest], 
     """
     panels = [panel for panel in panels if panel.names]
     known = [row for panel in panels for s in panel.series for k, row in s.rows.items() if k in panel.names]
-    known = [row for row in known if 0 < row[0] < math.inf]
+    known = [row for row in known if 0 < row.value < math.inf]
     if not known:
-        return LeftOut(f"The figure “{title}” is left out: no ratio is known.")
-    ratios = np.array([row[0] for row in known])
-    ends = np.array([x for row in known for x in row[1:] if 0 < x < math.inf] or [1.0])
+        return Skipped(f"The figure “{title}” is left out: no ratio is known.")
+    ratios = np.array([row.value for row in known])
+    ends = np.array([x for row in known for x in (row.low, row.high) if 0 < x < math.inf] or [1.0])
     low = max(min(ratios.min(), ends.min(), 1.0), min(ratios.min(), 1.0) / STRETCH) / 1.1
     high = min(max(ratios.max(), ends.max(), 1.0), max(ratios.max(), 1.0) * STRETCH) * 1.1
     columns = min(columns, len(panels))
@@ -82,7 +85,7 @@ def draw_forests(name: str, title: str, caption: str, panels: Sequence[Forest], 
             _draw(ax, panel, (low, high), n)
     entries = {s.label: {"color": s.colour, "marker": "o", "ms": 4, "lw": 1.2} for p in panels for s in p.series}
     legend(figure, list(entries.items()), loc="outside upper left", ncols=min(4, len(entries)))
-    return Drawing(name, title, caption, figure)
+    return ReportFigure(name, title, caption, figure)
 
 
 def _draw(ax: Axes, panel: Forest, ends: tuple[float, float], rows: int) -> None:
@@ -90,14 +93,14 @@ def _draw(ax: Axes, panel: Forest, ends: tuple[float, float], rows: int) -> None
     low, high = (float(x) for x in ends)
     for which, series in enumerate(panel.series):
         for y, name in enumerate(panel.names):
-            ratio, left, right = series.rows.get(name, (math.nan,) * 3)
-            if not 0 < ratio < math.inf:
+            found = series.rows.get(name)
+            if found is None or not 0 < found.value < math.inf:
                 continue
             place = y + 0.7 * ((which + 0.5) / len(panel.series) - 0.5)
-            if math.isfinite(left):
-                ax.hlines(place, max(left, low), min(right, high), color=series.colour, lw=1.2)
-            face = series.colour if left > 1 or right < 1 else "white"
-            ax.plot(ratio, place, "o", ms=3.8, color=series.colour, mfc=face, mew=1.0)
+            if math.isfinite(found.low):
+                ax.hlines(place, max(found.low, low), min(found.high, high), color=series.colour, lw=1.2)
+            face = series.colour if found.low > 1 or found.high < 1 else "white"
+            ax.plot(found.value, place, "o", ms=3.8, color=series.colour, mfc=face, mew=1.0)
     ax.axvline(1.0, color="#333333", lw=0.9, zorder=0)
     if panel.apart:
         ax.axhline(len(panel.names) - panel.apart - 0.5, color="#999999", lw=0.6)

@@ -12,7 +12,7 @@ from matplotlib.path import Path
 
 from geomtraj.comparing.curves import Curve, at_places, between
 from geomtraj.measuring.results import Results
-from geomtraj.reporting.material import Material
+from geomtraj.reporting.data import ReportData
 from geomtraj.reporting.style import Look, log_axis, step_axis
 from geomtraj.reporting.thinning import LINE, PANEL, thinned
 
@@ -95,7 +95,7 @@ def _many(groups: dict[str, list[Results]]) -> bool:
     return any(len(r.steps) > max(PANEL // len(runs), 4) for r in runs)
 
 
-def draw_lines(ax: Axes, material: Material, statistic: str, label: str, over: str, sign: int = 1) -> int:
+def draw_lines(ax: Axes, data: ReportData, statistic: str, label: str, over: str, sign: int = 1) -> int:
     """Draws a quantity of all groups on a log axis over "step" or "loss".
 
     Thick line: geometric mean over seeds. Band: their range. Dots: single measurements with their intervals.
@@ -103,7 +103,7 @@ def draw_lines(ax: Axes, material: Material, statistic: str, label: str, over: s
     Returns:
         Number of points there are; of many only some are drawn.
     """
-    curves = {name: [material.curve(r, statistic) for r in runs] for name, runs in material.measured(statistic).items()}
+    curves = {name: [data.curve(r, statistic) for r in runs] for name, runs in data.measured(statistic).items()}
     found = {name: [points(c, label, sign) for c in runs] for name, runs in curves.items()}
     drawn = [p for runs in found.values() for p in runs if np.isfinite(p.x(over)).any()]
     if not drawn or not any(p.values.size for p in drawn):
@@ -113,7 +113,7 @@ def draw_lines(ax: Axes, material: Material, statistic: str, label: str, over: s
     bottom, top = _limits(drawn)
     most = max(PANEL // len(drawn), 4)
     for name, runs in curves.items():
-        look = material.looks[name]
+        look = data.looks[name]
         mean = mean_over_seeds(runs, label, sign, over)
         mean = mean[thinned(mean[:, 0], mean[:, 1], LINE)]
         if len(runs) > 1:

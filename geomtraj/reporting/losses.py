@@ -9,42 +9,42 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from geomtraj.measuring.results import Results
-from geomtraj.reporting.material import Drawing, LeftOut, Material, is_number, not_measured, seeds_text
+from geomtraj.reporting.data import ReportData, ReportFigure, Skipped, is_number, not_measured, seeds_text
 from geomtraj.reporting.style import WIDTH, group_legend, log_axis, number, step_axis
 from geomtraj.reporting.thinning import LINE, PANEL, thinned
 
 TITLE = "Loss curves"
 
 
-def draw(material: Material) -> Drawing | LeftOut:
+def draw(data: ReportData) -> ReportFigure | Skipped:
     """Evaluation loss thick, training log thin, one line per seed."""
-    groups = material.measured("loss")
+    groups = data.measured("loss")
     if not groups:
         return not_measured("loss", TITLE)
     figure = Figure(figsize=(WIDTH, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    if not (draw_losses(right, material, "time") and draw_losses(left, material, "step")):
-        return LeftOut(f"The figure “{TITLE}” is left out: no run has a finite loss.")
+    if not (draw_losses(right, data, "time") and draw_losses(left, data, "step")):
+        return Skipped(f"The figure “{TITLE}” is left out: no run has a finite loss.")
     right.set_ylabel("")
     right.tick_params(labelleft=False)
     logged = any(_training_log(r) for runs in groups.values() for r in runs)
-    group_legend(figure, {name: material.looks[name] for name in groups})
+    group_legend(figure, {name: data.looks[name] for name in groups})
     thin = "; thin: the training log" if logged else ""
     best = ", ".join(f"{name} {number(_lowest(runs))}" for name, runs in groups.items())
     caption = (
         f"Loss against step and against training time, {seeds_text(groups)} (thick with dots: loss on the fixed "
         f"evaluation set{thin}); lowest evaluation loss, geometric mean over seeds: {best}."
     )
-    return Drawing("losses", TITLE, caption, figure)
+    return ReportFigure("losses", TITLE, caption, figure)
 
 
-def draw_losses(ax: Axes, material: Material, against: str) -> bool:
+def draw_losses(ax: Axes, data: ReportData, against: str) -> bool:
     """Draws all runs' losses against "step" or "time"; False where there is no finite loss."""
     shown: list[float] = []
     all_steps: list[float] = []
     column = {"step": 0, "time": 1}[against]
-    for name, runs in material.measured("loss").items():
-        look = material.looks[name]
+    for name, runs in data.measured("loss").items():
+        look = data.looks[name]
         for r in runs:
             measured = [(m.step, m.wall_time, q.value) for m, q in r.series("loss", "loss") if is_number(q.value)]
             for rows, style, most in (

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from geomtraj.reporting.material import Drawing, LeftOut
+from geomtraj.reporting.data import ReportFigure, Skipped
 from geomtraj.reporting.style import WIDTH, legend, log_axis, number, short
 
 Kind = Literal["line", "thin", "dots", "rings", "bars", "band"]
@@ -73,7 +73,7 @@ class Panel:
 
 def draw_panels(
     name: str, title: str, caption: str, panels: Sequence[Panel], columns: int = 2, height: float = 3.2
-) -> Drawing | LeftOut:
+) -> ReportFigure | Skipped:
     """The figure; its reason to be missing where no panel has anything to show.
 
     Args:
@@ -85,7 +85,7 @@ def draw_panels(
         height: Of a row, in inches; the page is 10 wide.
     """
     if not any(_finite(mark, panel.log)[0].size for panel in panels for mark in panel.marks):
-        return LeftOut(f"The figure “{title}” is left out: there is no finite value to draw.")
+        return Skipped(f"The figure “{title}” is left out: there is no finite value to draw.")
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(WIDTH, 0.5 + height * rows), layout="constrained")
@@ -97,7 +97,7 @@ def draw_panels(
     entries = {mark.label: _key(mark) for panel in panels for mark in panel.marks if mark.label}
     if entries:
         legend(figure, list(entries.items()), loc="outside upper left", ncols=min(4, len(entries)))
-    return Drawing(name, title, caption, figure)
+    return ReportFigure(name, title, caption, figure)
 
 
 def _draw(ax: Axes, panel: Panel) -> None:

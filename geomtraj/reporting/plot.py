@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from geomtraj.comparing import Table
-from geomtraj.comparing.pairing import check_groups
+from geomtraj.comparing.alignment import check_groups
 from geomtraj.errors import InputError, unknown_name
 from geomtraj.measuring import Results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from geomtraj.reporting.material import Material
+    from geomtraj.reporting.data import ReportData
 
 Groups = Mapping[str, Sequence[Results]]
 AGAINST = ("step", "loss")
@@ -38,13 +38,13 @@ def losses(groups: Groups, ax: Axes | None = None, *, against: Literal["step", "
 
     if against not in ("step", "time"):
         raise unknown_name("axis (against)", str(against), ("step", "time"))
-    material = _material(groups, "loss")
-    runs = [r for group in material.measured("loss").values() for r in group]
+    data = _material(groups, "loss")
+    runs = [r for group in data.measured("loss").values() for r in group]
     if not any(math.isfinite(loss) for r in runs for loss in r.losses().values()):
         raise InputError("no run has a finite loss: there is nothing to draw.")
     ax = _axes(ax)
-    draw_losses(ax, material, against)
-    return _named(ax, material)
+    draw_losses(ax, data, against)
+    return _named(ax, data)
 
 
 def r_med(groups: Groups, label: str, against: str = "step", ax: Axes | None = None) -> Axes:
@@ -66,13 +66,13 @@ def r_med(groups: Groups, label: str, against: str = "step", ax: Axes | None = N
 
     if against not in AGAINST:
         raise unknown_name("axis (against)", str(against), AGAINST)
-    material = _material(groups, "r_med")
-    if label not in material.labels("r_med"):
-        raise unknown_name("block of r_med", str(label), material.labels("r_med"))
+    data = _material(groups, "r_med")
+    if label not in data.labels("r_med"):
+        raise unknown_name("block of r_med", str(label), data.labels("r_med"))
     ax = _axes(ax)
-    draw_lines(ax, material, "r_med", label, against)
+    draw_lines(ax, data, "r_med", label, against)
     ax.set(title=label, ylabel="R_med")
-    return _named(ax, material)
+    return _named(ax, data)
 
 
 def contrast(table: Table, ax: Axes | None = None) -> Axes:
@@ -123,16 +123,16 @@ def spectrum(results: Results, step: int | None = None, ax: Axes | None = None) 
     return ax
 
 
-def _material(groups: Groups, statistic: str) -> Material:
-    from geomtraj.reporting.material import Material
+def _material(groups: Groups, statistic: str) -> ReportData:
+    from geomtraj.reporting.data import ReportData
     from geomtraj.reporting.style import looks
 
     checked = check_groups(groups)
     sound = {name: [r for r in runs if not r.diverged] for name, runs in checked.items()}
-    material = Material(checked, {n: r for n, r in sound.items() if r}, looks(list(checked)), {}, {})
-    if not material.measured(statistic):
+    data = ReportData(checked, {n: r for n, r in sound.items() if r}, looks(list(checked)), {}, {})
+    if not data.measured(statistic):
         raise InputError(f"{statistic!r} was not measured in any run that did not diverge.")
-    return material
+    return data
 
 
 def _axes(ax: Axes | None) -> Axes:
@@ -143,12 +143,10 @@ def _axes(ax: Axes | None) -> Axes:
     return pyplot.subplots(layout="constrained")[1]
 
 
-def _named(ax: Axes, material: Material) -> Axes:
+def _named(ax: Axes, data: ReportData) -> Axes:
     """With a legend of the groups."""
     from geomtraj.reporting.style import legend
 
-    entries = [
-        (n, {"color": material.looks[n].colour, "ls": material.looks[n].dashes, "lw": 2}) for n in material.groups
-    ]
+    entries = [(n, {"color": data.looks[n].colour, "ls": data.looks[n].dashes, "lw": 2}) for n in data.groups]
     legend(ax, entries)
     return ax

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from geomtraj.measuring.results import Measurement
-from geomtraj.reporting.material import Material, listed
+from geomtraj.reporting.data import ReportData, listed
 from geomtraj.status import OK, Status
 
 NUMBER = re.compile(r"[-+−]?\d[\d.,]*(?:e[-+]?\d+)?")
@@ -46,11 +46,11 @@ class Remark:
 COLUMNS = ("statistic", "remark (the first of its kind)", "values", "in", "blocks, most frequent first", "first at")
 
 
-def remarks(material: Material) -> list[Remark]:
+def remarks(data: ReportData) -> list[Remark]:
     """The remarks of runs that did not diverge, the most frequent kinds first within each statistic."""
     found: dict[tuple[str, str], Remark] = {}
     totals: dict[tuple[str, str], int] = {}
-    for group, name, m in _measurements(material):
+    for group, name, m in _measurements(data):
         for label in m.quantities or [""]:
             totals[m.statistic, label] = totals.get((m.statistic, label), 0) + 1
         for label, text in said(m):
@@ -61,7 +61,7 @@ def remarks(material: Material) -> list[Remark]:
             if label:
                 remark.labels[label] = remark.labels.get(label, 0) + 1
     measurements: dict[str, int] = {}
-    for _, _, m in _measurements(material):
+    for _, _, m in _measurements(data):
         measurements[m.statistic] = measurements.get(m.statistic, 0) + 1
     for remark in found.values():
         known = sum(totals.get((remark.statistic, label), 0) for label in remark.labels)
@@ -84,9 +84,9 @@ def said(m: Measurement) -> list[tuple[str, str]]:
     return [(r.label, r.text) for r in Status.read(m.status).remarks]
 
 
-def _measurements(material: Material) -> Iterator[tuple[str, str, Measurement]]:
-    for group, runs in material.everything.items():
+def _measurements(data: ReportData) -> Iterator[tuple[str, str, Measurement]]:
+    for group, runs in data.everything.items():
         for i, r in enumerate(runs):
             if not r.diverged:
                 for m in r.measurements:
-                    yield group, material.name(group, r, i), m
+                    yield group, data.name(group, r, i), m

@@ -6,22 +6,21 @@ import json
 import math
 from typing import Any
 
+from geomtraj.comparing.alignment import run_name
 from geomtraj.comparing.naming import UNKNOWN, Optimizer, optimizer_of
-from geomtraj.comparing.pairing import run_name
 from geomtraj.comparing.row import LEFT_OUT
-from geomtraj.measuring.results import Results
-from geomtraj.measuring.rows import COLUMNS, rows
-from geomtraj.reporting.material import Material, listed
+from geomtraj.measuring.results import COLUMNS, Results
+from geomtraj.reporting.data import ReportData, listed
 from geomtraj.reporting.style import number
 from geomtraj.spreadsheets import csv_text
 
 RUN_COLUMNS = "group, seed, task, lr, status, last step, iterates, last loss, training (s), products, measuring (s)"
 
 
-def runs_table(material: Material) -> list[list[str]]:
+def runs_table(data: ReportData) -> list[list[str]]:
     """One row per run, in the columns of `RUN_COLUMNS`; a dash where something is not known."""
     rows = []
-    for group, runs in material.everything.items():
+    for group, runs in data.everything.items():
         for r in runs:
             losses = [x for x in (r.losses() if "loss" in r.statistics else {}).values() if math.isfinite(x)]
             times = [m.wall_time for m in r.measurements if math.isfinite(m.wall_time)]
@@ -45,10 +44,10 @@ def runs_table(material: Material) -> list[list[str]]:
 GROUP_COLUMNS = ("group", "optimizer", "learning rate", "settings", "runs", "seeds")
 
 
-def groups_table(material: Material) -> list[list[str]]:
+def groups_table(data: ReportData) -> list[list[str]]:
     """One row per group and optimizer in it: class, rates and settings as the manifests tell, runs and seeds."""
     rows = []
-    for group, runs in material.everything.items():
+    for group, runs in data.everything.items():
         alike: dict[Optimizer, list[Results]] = {}
         for r in runs:
             alike.setdefault(optimizer_of(r), []).append(r)
@@ -58,9 +57,9 @@ def groups_table(material: Material) -> list[list[str]]:
     return rows
 
 
-def cost(material: Material) -> str:
+def cost(data: ReportData) -> str:
     """Hessian-vector products and seconds of all measurements, by statistic."""
-    measured = [m for runs in material.everything.values() for r in runs for m in r.measurements]
+    measured = [m for runs in data.everything.values() for r in runs for m in r.measurements]
     by_statistic = {
         name: (
             sum(m.matvecs for m in measured if m.statistic == name),
@@ -75,10 +74,10 @@ def cost(material: Material) -> str:
     )
 
 
-def provenance(material: Material) -> list[dict[str, str]]:
+def provenance(data: ReportData) -> list[dict[str, str]]:
     """Commands, versions, devices, commits: one entry per kind of session, with the runs it stands behind."""
     found: dict[str, tuple[dict[str, str], list[str]]] = {}
-    for group, runs in material.everything.items():
+    for group, runs in data.everything.items():
         for i, r in enumerate(runs):
             for session in r.manifest.get("sessions") or [{}]:
                 versions = session.get("versions") or {}
@@ -96,20 +95,20 @@ def provenance(material: Material) -> list[dict[str, str]]:
     return [{"runs": ", ".join(names), **entry} for entry, names in found.values()]
 
 
-def configs(material: Material) -> list[tuple[str, str]]:
+def configs(data: ReportData) -> list[tuple[str, str]]:
     """The whole `meta` of each run that has one, as JSON text."""
     return [
         (run_name(group, r, i), json.dumps(r.meta, sort_keys=True, ensure_ascii=False))
-        for group, runs in material.everything.items()
+        for group, runs in data.everything.items()
         for i, r in enumerate(runs)
         if r.meta
     ]
 
 
-def problems(material: Material) -> list[str]:
+def problems(data: ReportData) -> list[str]:
     """What diverged or stopped, and what contrasts left out; one sentence each."""
     texts = []
-    for group, runs in material.everything.items():
+    for group, runs in data.everything.items():
         for i, r in enumerate(runs):
             name, status = run_name(group, r, i), r.manifest.get("status")
             if r.diverged:
@@ -119,16 +118,16 @@ def problems(material: Material) -> list[str]:
             texts += r.remarks
             if not r.diverged and status not in (None, "complete"):
                 texts.append(f"{name} ({r.path.name}) has status “{status}”: it may have stopped early.")
-    return [*texts, *_of_contrasts(material)]
+    return [*texts, *_of_contrasts(data)]
 
 
-def _of_contrasts(material: Material) -> list[str]:
+def _of_contrasts(data: ReportData) -> list[str]:
     """What contrasts left out, each remark once, with the contrasts that it stands for."""
     remarks: dict[str, dict[str, list[str]]] = {}
-    for (statistic, at), table in material.tables.items():
+    for (statistic, at), table in data.tables.items():
         unusual: dict[tuple[str, bool], list[str]] = {}
         for row in table.overall():
-            if row.left_out and not (statistic == "r_med" and row.label in material.explained):
+            if row.left_out and not (statistic == "r_med" and row.label in data.explained):
                 unusual.setdefault((f"{row.numerator} / {row.denominator}", not row.n), []).append(row.label)
         for text in [
             *(note for note in table.notes if "training diverged" not in note),
@@ -139,8 +138,8 @@ def _of_contrasts(material: Material) -> list[str]:
             ),
         ]:
             remarks.setdefault(text, {}).setdefault(at, []).append(statistic)
-    if len(material.everything) > 1:
-        for (statistic, at), reason in material.missing.items():
+    if len(data.everything) > 1:
+        for (statistic, at), reason in data.missing.items():
             remarks.setdefault(reason, {}).setdefault(at, []).append(statistic)
     where = {"loss": "at equal loss", "step": "at the same step"}
     texts = []
@@ -150,22 +149,22 @@ def _of_contrasts(material: Material) -> list[str]:
     return texts
 
 
-def measurements_csv(material: Material) -> str:
+def measurements_csv(data: ReportData) -> str:
     """Every measured number of every run, one line each."""
     return csv_text(
         ("group", "run", *COLUMNS),
         (
             (group, i + 1, *row)
-            for group, runs in material.everything.items()
+            for group, runs in data.everything.items()
             for i, r in enumerate(runs)
-            for row in rows(r)
+            for row in r.rows()
         ),
     )
 
 
-def runs_csv(material: Material) -> str:
+def runs_csv(data: ReportData) -> str:
     """The table of runs as CSV."""
-    return csv_text(RUN_COLUMNS.split(", "), runs_table(material))
+    return csv_text(RUN_COLUMNS.split(", "), runs_table(data))
 
 
 def _cell(value: Any) -> str:

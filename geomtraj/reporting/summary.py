@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from geomtraj.comparing import Comparison, Row, Table
 from geomtraj.comparing.primary import ABOVE, UNDECIDED, bracketed
 from geomtraj.measuring.results import Results
-from geomtraj.reporting.material import ALL, Material
+from geomtraj.reporting.data import ALL, ReportData
 from geomtraj.reporting.style import number
 
 # The paper's claim is about these two families: SGD's path runs through larger R_med than that of adaptive methods.
@@ -35,22 +35,22 @@ class Answer:
     side: str = ""
 
 
-def answers(material: Material) -> list[Answer]:
+def answers(data: ReportData) -> list[Answer]:
     """One answer for each optimizer compared with the first one."""
-    table = material.tables.get(("r_med", "loss"))
-    return [_answer(material, table, c) for c in table.comparisons] if table is not None else []
+    table = data.tables.get(("r_med", "loss"))
+    return [_answer(data, table, c) for c in table.comparisons] if table is not None else []
 
 
-def _answer(material: Material, table: Table, found: Comparison) -> Answer:
+def _answer(data: ReportData, table: Table, found: Comparison) -> Answer:
     names = (found.numerator, found.denominator)
     rows = [r for r in table.overall() if (r.numerator, r.denominator) == names]
     blocks = [r for r in rows if r.label != ALL and r.n] or [r for r in rows if r.n]
     levels = [float(r.at) for r in table if r.at != "all" and r.numerator == names[0] and r.label == rows[0].label]
-    texts = [*claim(found.side, family(material, *names), *names), _where(levels, rows), *found.remarks]
+    texts = [*claim(found.side, family(data, *names), *names), _where(levels, rows), *found.remarks]
     if blocks:
         texts.append(_counts(blocks, *names))
     texts += [_overall(r) for r in rows if r.label == ALL and r.n]
-    texts += _same_step(material, *names)
+    texts += _same_step(data, *names)
     return Answer(f"{names[0]} against {names[1]}", found.verdict, texts, found.side)
 
 
@@ -73,11 +73,11 @@ def claim(side: str, direction: int, numerator: str, denominator: str) -> list[s
     return [f"{text} {'holds here' if holds else 'does not hold here: it is the other way round'}."]
 
 
-def family(material: Material, numerator: str, denominator: str) -> int:
+def family(data: ReportData, numerator: str, denominator: str) -> int:
     """+1 where the paper's claim says ratio > 1 (SGD over adaptive), -1 where it says < 1, 0 where it says nothing."""
 
     def kind(group: str) -> str:
-        names = {str(r.meta.get("optimizer", group)).lower() for r in material.everything[group]}
+        names = {str(r.meta.get("optimizer", group)).lower() for r in data.everything[group]}
         if names <= set(ADAPTIVE):
             return "adaptive"
         return "sgd" if names <= set(SGD) else "other"
@@ -85,9 +85,9 @@ def family(material: Material, numerator: str, denominator: str) -> int:
     return {("sgd", "adaptive"): 1, ("adaptive", "sgd"): -1}.get((kind(numerator), kind(denominator)), 0)
 
 
-def precision(material: Material) -> list[str]:
+def precision(data: ReportData) -> list[str]:
     """How far single R_med measurements can be trusted, from their own intervals."""
-    quantities = [q for runs in material.measured("r_med").values() for r in runs for q in _quantities(r)]
+    quantities = [q for runs in data.measured("r_med").values() for r in runs for q in _quantities(r)]
     if not quantities:
         return []
     known = [q for q in quantities if not (math.isnan(q.low) or math.isnan(q.high))]
@@ -148,8 +148,8 @@ def _overall(row: Row) -> str:
     return f"Over all parameters together the ratio is {number(row.ratio)}{interval}."
 
 
-def _same_step(material: Material, numerator: str, denominator: str) -> list[str]:
-    table = material.tables.get(("r_med", "step"))
+def _same_step(data: ReportData, numerator: str, denominator: str) -> list[str]:
+    table = data.tables.get(("r_med", "step"))
     names = (numerator, denominator)
     comparisons = table.comparisons if table is not None else ()
     found = next((c.primary for c in comparisons if (c.numerator, c.denominator) == names), None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from geomtraj.diagonals import Diagonal, diagonal
 from geomtraj.errors import InputError, unknown_name
+from geomtraj.inference import Interval
 from geomtraj.linalg import Eigenpairs, eigsh
 from geomtraj.operators import Hessian
 from geomtraj.problem import Problem
@@ -26,12 +26,8 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Quantity:
+class Quantity(Interval):
     """One number with its 95 % interval; NaN where the interval is not known, value = low = high where it is exact."""
-
-    value: float
-    low: float = math.nan
-    high: float = math.nan
 
     @classmethod
     def exact(cls, value: float) -> Quantity:

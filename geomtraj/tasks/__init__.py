@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from geomtraj.errors import unknown_name
+from geomtraj.tasks import two_layer_linear
 from geomtraj.tasks.base import Task
 from geomtraj.tasks.digits import DigitsCNN, DigitsMLP
 from geomtraj.tasks.mnist import MNIST5kCNN
@@ -36,4 +37,4 @@ def make(name: str, **options: Any) -> Task:
     return REGISTRY[name](**options)
 
 
-__all__ = ["Task", "make", "names"]
+__all__ = ["Task", "make", "names", "two_layer_linear"]

@@ -22,8 +22,9 @@ from torch.optim import Optimizer
 
 from geomtraj._version import __version__
 from geomtraj.errors import InputError, TrajectoryError
+from geomtraj.parameter_names import aliases
 from geomtraj.trajectory.files import read_json, replace_file, write_all
-from geomtraj.trajectory.model_state import aliases, kinds, named_parameters
+from geomtraj.trajectory.model_state import kinds, named_parameters
 from geomtraj.trajectory.steps import class_name, parameters_of
 from geomtraj.trajectory.store import newer_format
 

@@ -9,25 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from geomtraj import parameter_names
 from geomtraj.errors import InputError, TrajectoryError
 from geomtraj.isolation import put_back
+from geomtraj.parameter_names import named_buffers, unwrap
 from geomtraj.trajectory.steps import everything_in
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The module itself, without the wrappers of torch.compile and (Distributed)DataParallel."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
-
-
-def clean_name(name: str) -> str:
-    """A parameter's name without the part that torch.compile puts into those of compiled submodules."""
-    return name.replace("_orig_mod.", "")
 
 
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -36,23 +22,11 @@ def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     Raises:
         InputError: A lazy module has not yet seen its input.
     """
-    parameters = {clean_name(name): p for name, p in unwrap(model).named_parameters()}
+    parameters = parameter_names.named_parameters(model)
     for name, parameter in parameters.items():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise InputError(f"parameter {name} has no shape yet: run the model once on one batch first.")
     return parameters
-
-
-def named_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """Every buffer by its first name, in the model's order, the non-persistent ones included."""
-    return {clean_name(name): buffer for name, buffer in unwrap(model).named_buffers()}
-
-
-def aliases(model: nn.Module) -> dict[str, str]:
-    """Further names of tied parameters: alias -> first name."""
-    first = {id(parameter): name for name, parameter in named_parameters(model).items()}
-    every = unwrap(model).named_parameters(remove_duplicate=False)
-    return {clean_name(name): first[id(p)] for name, p in every if clean_name(name) != first[id(p)]}
 
 
 def kinds(model: nn.Module) -> dict[str, str]:

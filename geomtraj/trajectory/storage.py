@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from geomtraj import parameter_names
 from geomtraj.errors import InputError
 from geomtraj.layout import Layout
 from geomtraj.trajectory import model_state, store
@@ -67,7 +68,9 @@ class Storage:
         parameters = model_state.named_parameters(model)
         if self.subset is None:
             return list(parameters)
-        return Layout({name: p.shape for name, p in parameters.items()}, model_state.aliases(model)).select(self.subset)
+        return Layout({name: p.shape for name, p in parameters.items()}, parameter_names.aliases(model)).select(
+            self.subset
+        )
 
     def content(self, model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
         """The model's and the optimizers' part of an iterate, as references."""

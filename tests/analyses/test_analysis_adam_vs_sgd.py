@@ -12,10 +12,9 @@ from analyses.adam_vs_sgd import figures, findings
 from analyses.adam_vs_sgd.data import FIRM, MEAN, adjusted, compare, lookups, notes
 from analyses.common import run, trajectories
 from geomtraj import tasks
-from geomtraj.measuring import Results
-from geomtraj.measuring.results import Measurement, read_measurement
-from geomtraj.reporting.material import LeftOut
-from geomtraj.statistics.base import Quantity
+from geomtraj.measuring import Measurement, Results, read_measurement
+from geomtraj.reporting import Skipped
+from geomtraj.statistics import Quantity
 
 RATES = {"adam": [0.003, 0.01], "sgdm": [0.05, 0.1]}
 COMMON = {"full_batch": False, "rates": RATES}
@@ -47,7 +46,7 @@ def table(folder, name):
 def without_figures(monkeypatch):
     """For tests of tables and sentences: the smoke test draws."""
     for name in ("draw_panels", "draw_forests"):
-        monkeypatch.setattr(figures, name, lambda *_, **__: LeftOut("No figure."))
+        monkeypatch.setattr(figures, name, lambda *_, **__: Skipped("No figure."))
 
 
 @pytest.fixture(scope="module")

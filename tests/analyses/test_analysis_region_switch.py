@@ -10,9 +10,8 @@ from analyses.region_switch import __main__ as script
 from analyses.region_switch import figures, findings
 from analyses.region_switch.data import Compared
 from geomtraj import tasks
-from geomtraj.inference.ratios import over_seeds
-from geomtraj.inference.two_way import two_way
-from geomtraj.reporting.material import LeftOut
+from geomtraj.inference import over_seeds, two_way
+from geomtraj.reporting import Skipped
 from geomtraj.trajectory import Trajectory
 
 OPTIONS = {"width": 8, "batch_size": 8, "eval_examples": 64}
@@ -52,7 +51,7 @@ def table(folder, name, out="region_switch"):
 @pytest.fixture
 def without_figures(monkeypatch):
     """For tests of tables and sentences: the smoke test draws."""
-    monkeypatch.setattr(figures, "draw_panels", lambda *_, **__: LeftOut("No figure."))
+    monkeypatch.setattr(figures, "draw_panels", lambda *_, **__: Skipped("No figure."))
 
 
 @pytest.fixture(scope="module")

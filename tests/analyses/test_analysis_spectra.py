@@ -13,10 +13,9 @@ from analyses.spectra import __main__ as script
 from analyses.spectra import figures, findings
 from analyses.spectra.data import ALL, Point, Task
 from geomtraj import tasks
-from geomtraj.comparing.nearest import Match
-from geomtraj.inference.rank_correlation import Ranks
+from geomtraj.inference import Match, RankCorrelation
 from geomtraj.operators import Hessian
-from geomtraj.reporting.material import LeftOut
+from geomtraj.reporting import Skipped
 from geomtraj.trajectory import Trajectory
 
 RECIPE = {
@@ -51,7 +50,7 @@ def table(folder, name):
 def without_figures(monkeypatch):
     """For tests of tables and sentences: the smoke test draws."""
     for name in ("draw_panels", "draw_forests"):
-        monkeypatch.setattr(figures, name, lambda *_, **__: LeftOut("No figure."))
+        monkeypatch.setattr(figures, name, lambda *_, **__: Skipped("No figure."))
 
 
 @pytest.fixture(scope="module")
@@ -247,4 +246,4 @@ def test_medians_that_are_not_resolved_can_leave_the_answer_open():
      (-0.2, 0.8, "undecided"), (math.nan, math.nan, "none")],
 )  # fmt: skip
 def test_every_interval_of_a_rank_correlation_has_its_word(low, high, word):
-    assert findings.judged(Ranks(0.3, low, high, 5, 60), 0.5) == word and word in findings._WORDS
+    assert findings.judged(RankCorrelation(0.3, low, high, 5, points=60), 0.5) == word and word in findings._WORDS

@@ -10,7 +10,7 @@ from analyses.two_layer_linear import __main__ as script
 from analyses.two_layer_linear import figures, findings
 from analyses.two_layer_linear.data import Runs, follow
 from geomtraj import tasks
-from geomtraj.reporting.material import LeftOut
+from geomtraj.reporting import Skipped
 from geomtraj.tasks import two_layer_linear as theory
 from geomtraj.training import train
 
@@ -38,7 +38,7 @@ def table(folder, name):
 @pytest.fixture
 def without_figures(monkeypatch):
     """For tests of tables and sentences: the smoke test draws."""
-    monkeypatch.setattr(figures, "draw_panels", lambda *_, **__: LeftOut("No figure."))
+    monkeypatch.setattr(figures, "draw_panels", lambda *_, **__: Skipped("No figure."))
 
 
 @pytest.fixture(scope="module")

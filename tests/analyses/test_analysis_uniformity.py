@@ -13,8 +13,8 @@ from analyses.uniformity import __main__ as script
 from analyses.uniformity import findings, page
 from analyses.uniformity.data import CONTROL, NAMES, Point, Points, contrasts
 from geomtraj import tasks
-from geomtraj.reporting.material import LeftOut
-from geomtraj.statistics.base import Quantity
+from geomtraj.reporting import Skipped
+from geomtraj.statistics import Quantity
 
 LANGUAGE = {
     "title": "language modelling",
@@ -140,7 +140,7 @@ def test_the_page_is_whole(smoke):
 
 def test_it_goes_on_where_it_was_and_gives_the_same_table(smoke, monkeypatch):
     folder, _ = smoke
-    monkeypatch.setattr(page.figures, "draw_panels", lambda *_, **__: LeftOut("No figure."))
+    monkeypatch.setattr(page.figures, "draw_panels", lambda *_, **__: Skipped("No figure."))
     before = {p.name: p.read_bytes() for p in (folder / "uniformity" / "tables").iterdir()}
     kept = {p: p.stat().st_mtime_ns for p in (folder / "uniformity" / "parts").iterdir()}
     victim = sorted(kept)[2]
@@ -165,7 +165,7 @@ def test_bad_input_is_one_sentence(tmp_path, changed, message):
 
 
 def test_one_seed_decides_nothing_and_keeps_the_tables(smoke, tmp_path, monkeypatch):
-    monkeypatch.setattr(page.figures, "draw_panels", lambda *_, **__: LeftOut("No figure."))
+    monkeypatch.setattr(page.figures, "draw_panels", lambda *_, **__: Skipped("No figure."))
     shutil.copytree(smoke[0] / "trajectories", tmp_path / "trajectories")
     result = invoke(tmp_path, seeds=[0])
     assert result.exit_code == 0 and "1 seed: what is explained has no interval" in result.stderr

@@ -2,7 +2,7 @@ from synthetic import results_of
 
 from geomtraj.comparing.naming import by_optimizer, optimizer_of
 from geomtraj.reporting import runs
-from geomtraj.reporting.material import gather
+from geomtraj.reporting.data import gather
 
 
 def made(seed=0, optimizer=None, path="run", **meta):

@@ -7,8 +7,8 @@ import pytest
 
 from geomtraj.errors import InputError
 from geomtraj.reporting import style
-from geomtraj.reporting.analysis import Sheet, analysis_page
-from geomtraj.reporting.material import Drawing, LeftOut
+from geomtraj.reporting.analysis import Content, Sheet, analysis_page
+from geomtraj.reporting.data import ReportFigure, Skipped
 from geomtraj.reporting.panels import Mark, Panel, draw_panels
 from geomtraj.reporting.summary import Answer
 
@@ -21,16 +21,19 @@ def draw():
 
 
 def write(folder, title="A question"):
-    return analysis_page(
-        folder / "new" / "index.html",
+    content = Content(
         title,
         NASTY,
         [Answer("Claim", "It does not hold here.", ["One number.", "Another."])],
-        [draw, lambda: LeftOut("The figure “x” is left out: no runs.")],
+        [draw, lambda: Skipped("The figure “x” is left out: no runs.")],
         [
             Sheet("shown", "Shown", ["name", "value"], [[NASTY, 0.123456789012345], [None, math.nan]], "A note."),
             Sheet("hidden", "Hidden", ["n"], [[123456789]], shown=False),
         ],
+    )
+    return analysis_page(
+        folder / "new" / "index.html",
+        content,
         ["A run diverged."],
         {"command": NASTY, "seeds": [0, 1]},
     )
@@ -70,7 +73,7 @@ def test_a_path_that_cannot_be_written(tmp_path):
 def figure(marks, log):
     with style.plain_style():
         drawing = draw_panels("n", "t", "c", [Panel("p", "x", "y", marks, log)])
-        if isinstance(drawing, Drawing):
+        if isinstance(drawing, ReportFigure):
             style.saved(drawing.figure, "svg")
     return drawing
 
@@ -79,7 +82,7 @@ def test_values_that_cannot_stand_on_a_log_axis_are_left_out():
     drawing = figure([Mark("dots", [1, 2, 3, 4], [-1.0, math.nan, 5.0, 7.0], "#000000")], "xy")
     (line,) = [artist for artist in drawing.figure.axes[0].lines if len(artist.get_xdata())]
     np.testing.assert_array_equal(line.get_xdata(), [3, 4])
-    assert isinstance(figure([Mark("dots", [1], [-1.0], "#000000")], "y"), LeftOut)
+    assert isinstance(figure([Mark("dots", [1], [-1.0], "#000000")], "y"), Skipped)
 
 
 def test_a_mean_without_an_interval_is_drawn_all_the_same():

@@ -6,7 +6,7 @@ from synthetic import results_of
 
 from geomtraj.measuring.results import Measurement, Results
 from geomtraj.reporting import every_label, report, style
-from geomtraj.reporting.material import Drawing, LeftOut, gather
+from geomtraj.reporting.data import ReportFigure, Skipped, gather
 
 STEPS = [0, 10, 20, 40]
 
@@ -24,10 +24,10 @@ def lines_of(drawing, panel=0):
 
 def test_thresholds_and_nulls_are_dotted_in_the_panel_of_their_label():
     values = {"sharpness": [10.0, 20.0, 38.0, 37.0], "threshold": [40.0] * 4}
-    material = gather({"a": [made(values, "preconditioned_sharpness", s) for s in (0, 1)]}, 2)
+    data = gather({"a": [made(values, "preconditioned_sharpness", s) for s in (0, 1)]}, 2)
     with style.plain_style():
-        drawing = every_label.draw(material, "preconditioned_sharpness")
-    assert isinstance(drawing, Drawing) and len([ax for ax in drawing.figure.axes if ax.get_visible()]) == 1
+        drawing = every_label.draw(data, "preconditioned_sharpness")
+    assert isinstance(drawing, ReportFigure) and len([ax for ax in drawing.figure.axes if ax.get_visible()]) == 1
     dotted = lines_of(drawing)
     assert len(dotted) == 2 and dotted[0].get_ydata().tolist() == [40.0] * 4
     assert drawing.figure.axes[0].get_ylim()[1] > 40 and "dotted: the threshold" in drawing.caption
@@ -39,18 +39,16 @@ def test_thresholds_and_nulls_are_dotted_in_the_panel_of_their_label():
 
 
 def test_thresholds_in_details_and_values_that_are_not_positive():
-    material = gather(
-        {"a": [made({"sharpness": [1.0, -2.0, 3.0, 4.0]}, "batch_sharpness", thresholds={"2/lr": 5.0})]}, 2
-    )
+    data = gather({"a": [made({"sharpness": [1.0, -2.0, 3.0, 4.0]}, "batch_sharpness", thresholds={"2/lr": 5.0})]}, 2)
     with style.plain_style():
-        drawing = every_label.draw(material, "batch_sharpness")
+        drawing = every_label.draw(data, "batch_sharpness")
     assert lines_of(drawing)[0].get_ydata().tolist() == [5.0] * 4 and "1 values are not positive" in drawing.caption
     negative = gather({"a": [made({"x": [-1.0] * 4}, "mine")]}, 2)
     with style.plain_style():
-        assert isinstance(every_label.draw(negative, "mine"), Drawing)
+        assert isinstance(every_label.draw(negative, "mine"), ReportFigure)
         empty = Results("run", {}, [Measurement(0, 0.0, "mine", {}, {})])
         left_out = every_label.draw(gather({"a": [empty]}, 2), "mine")
-    assert isinstance(left_out, LeftOut)
+    assert isinstance(left_out, Skipped)
 
 
 def test_many_labels_are_cut_and_counted():

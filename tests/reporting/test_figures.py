@@ -10,24 +10,24 @@ from synthetic import groups, results_of, run
 from geomtraj.comparing.curves import curve
 from geomtraj.measuring.results import Measurement, Results
 from geomtraj.reporting import densities, eigenvalues, forest, losses, r_med_curves, style
+from geomtraj.reporting.data import ReportFigure, Skipped, gather, listed, seeds_text
 from geomtraj.reporting.figures import FIGURES
 from geomtraj.reporting.lines import mean_over_seeds, points
-from geomtraj.reporting.material import Drawing, LeftOut, gather, listed, seeds_text
 from geomtraj.statistics.base import Quantity
 
 NASTY = r"_$x^2$ <b>&amp; \frac{1}{0} ${"
 
 
 @pytest.fixture(scope="module")
-def material():
+def data():
     return gather(groups(seeds=2, layers=1), 3)
 
 
 @pytest.mark.parametrize("draw", FIGURES)
-def test_every_figure_draws_and_says_for_how_many_seeds(draw, material):
+def test_every_figure_draws_and_says_for_how_many_seeds(draw, data):
     with style.plain_style():
-        drawing = draw(material)
-        assert isinstance(drawing, Drawing)
+        drawing = draw(data)
+        assert isinstance(drawing, ReportFigure)
         svg = style.saved(drawing.figure, "svg")
     assert svg.startswith(b"<?xml") and "2 " in drawing.caption and "seed" in drawing.caption
     assert drawing.caption.endswith(".") and ". " not in drawing.caption.replace("vs. ", "")
@@ -38,7 +38,7 @@ def test_a_statistic_that_was_not_measured_leaves_its_figure_out(draw):
     bare = Measurement(0, 0.0, "other", {}, {})
     with style.plain_style():
         left_out = draw(gather({"a": [Results("run", {}, [bare])]}, 3))
-    assert isinstance(left_out, LeftOut) and "left out" in left_out.reason
+    assert isinstance(left_out, Skipped) and "left out" in left_out.reason
 
 
 @pytest.mark.parametrize("draw", FIGURES)
@@ -46,7 +46,7 @@ def test_one_run_at_one_iterate_draws(draw):
     """The least there can be: no range to scale an axis by."""
     with style.plain_style():
         drawing = draw(gather({"a": [run("adam", steps=[0], layers=0)], "b": [run("sgdm", steps=[0], layers=0)]}, 3))
-        if isinstance(drawing, Drawing):
+        if isinstance(drawing, ReportFigure):
             style.saved(drawing.figure, "svg")
 
 
@@ -75,21 +75,21 @@ def test_names_are_shown_whole():
     assert "$a_b$ / _hidden" in texts(forest.draw, data)
 
 
-def test_figures_leave_matplotlib_as_it_was(material):
+def test_figures_leave_matplotlib_as_it_was(data):
     with matplotlib.rc_context({"font.size": 31.0, "svg.hashsalt": "mine"}):
         before = dict(matplotlib.rcParams)
         with style.plain_style():
             assert matplotlib.rcParams["font.size"] != 31.0
-            losses.draw(material)
+            losses.draw(data)
         assert dict(matplotlib.rcParams) == before
     if "matplotlib.pyplot" in sys.modules:
         assert not sys.modules["matplotlib.pyplot"].get_fignums()
 
 
 @pytest.mark.parametrize("kind", ["svg", "pdf"])
-def test_the_same_data_give_the_same_bytes(kind, material):
+def test_the_same_data_give_the_same_bytes(kind, data):
     with style.plain_style():
-        first, second = (style.saved(losses.draw(material).figure, kind) for _ in range(2))
+        first, second = (style.saved(losses.draw(data).figure, kind) for _ in range(2))
     assert first == second and b"Date" not in first
 
 
@@ -126,12 +126,12 @@ def test_early_middle_late():
 
 def test_panels_take_matrices_first_and_the_caption_names_the_rest():
     data = groups(seeds=1, layers=5)
-    material = gather(data, 2)
-    shown, omitted = r_med_curves.choose(material, material.labels("r_med"))
-    assert len(shown) == 16 and shown[-1] == "all" and all(material.is_matrix(s) for s in shown[:-1])
+    data = gather(data, 2)
+    shown, omitted = r_med_curves.choose(data, data.labels("r_med"))
+    assert len(shown) == 16 and shown[-1] == "all" and all(data.is_matrix(s) for s in shown[:-1])
     assert {f"blocks.{i}.norm1.weight" for i in range(5)} <= set(omitted)
     assert shown[0] == "embed.weight" and "head.weight" in shown  # spread over the whole depth
-    assert sorted([*shown[:-1], *omitted]) == sorted(set(material.labels("r_med")) - {"all"})
+    assert sorted([*shown[:-1], *omitted]) == sorted(set(data.labels("r_med")) - {"all"})
 
 
 def test_values_of_the_other_sign_are_told_in_the_caption():

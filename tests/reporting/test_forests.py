@@ -2,12 +2,21 @@ import math
 
 import numpy as np
 
+from geomtraj.inference import Interval
 from geomtraj.reporting import style
-from geomtraj.reporting.forests import Forest, Ratios, draw_forests
-from geomtraj.reporting.material import Drawing, LeftOut
+from geomtraj.reporting.data import ReportFigure, Skipped
+from geomtraj.reporting.forests import Estimates, Forest, draw_forests
 
-FIRM = Ratios("firm", "#0072B2", {"u": (2.0, 1.5, 3.0), "v": (0.5, 0.2, 1.4), "mean": (1.1, math.nan, math.nan)})
-WILD = Ratios("wild", "#D55E00", {"u": (math.inf, 1.0, math.inf), "v": (3.0, 0.0, math.inf), "mean": (-1.0, -2.0, 0.0)})
+FIRM = Estimates(
+    "firm",
+    "#0072B2",
+    {"u": Interval(2.0, 1.5, 3.0), "v": Interval(0.5, 0.2, 1.4), "mean": Interval(1.1, math.nan, math.nan)},
+)
+WILD = Estimates(
+    "wild",
+    "#D55E00",
+    {"u": Interval(math.inf, 1.0, math.inf), "v": Interval(3.0, 0.0, math.inf), "mean": Interval(-1.0, -2.0, 0.0)},
+)
 
 
 def lines(ax):
@@ -17,7 +26,7 @@ def lines(ax):
 def test_ratios_intervals_and_what_leaves_out_one_are_drawn():
     with style.plain_style():
         drawn = draw_forests("f", "A title", "A caption", [Forest("p", "ratio", ["u", "v", "mean"], [FIRM], apart=1)])
-    assert isinstance(drawn, Drawing)
+    assert isinstance(drawn, ReportFigure)
     ax = drawn.figure.axes[0]
     points = [line for line in ax.lines if line.get_marker() == "o"]
     assert [float(p.get_xdata()[0]) for p in points] == [2.0, 0.5, 1.1]
@@ -42,6 +51,6 @@ def test_values_that_cannot_be_drawn_are_left_out_and_open_intervals_are_cut():
 
 
 def test_a_figure_without_a_ratio_says_so():
-    found = draw_forests("f", "A title", "A caption", [Forest("p", "ratio", ["u"], [Ratios("a", "#000000", {})])])
-    assert isinstance(found, LeftOut) and "A title" in found.reason
-    assert isinstance(draw_forests("f", "A title", "A caption", []), LeftOut)
+    found = draw_forests("f", "A title", "A caption", [Forest("p", "ratio", ["u"], [Estimates("a", "#000000", {})])])
+    assert isinstance(found, Skipped) and "A title" in found.reason
+    assert isinstance(draw_forests("f", "A title", "A caption", []), Skipped)

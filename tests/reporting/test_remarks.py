@@ -4,7 +4,7 @@ import math
 from synthetic import groups, results_of
 
 from geomtraj.reporting import runs
-from geomtraj.reporting.material import gather
+from geomtraj.reporting.data import gather
 from geomtraj.reporting.remarks import remarks, said
 
 

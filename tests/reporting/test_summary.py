@@ -5,7 +5,7 @@ from synthetic import groups, results_of, run
 
 from geomtraj.comparing import contrast
 from geomtraj.reporting import summary
-from geomtraj.reporting.material import gather
+from geomtraj.reporting.data import gather
 from geomtraj.statistics.base import Quantity
 
 
@@ -26,10 +26,10 @@ def test_what_the_answer_means_for_the_claim(side, direction, message):
 
 
 def test_the_claim_has_a_direction_only_between_the_two_families():
-    material = gather(groups(("adam", "sgdm", "muon"), seeds=1), 2)
-    assert summary.family(material, "sgdm", "adam") == 1
-    assert summary.family(material, "adam", "sgdm") == -1
-    assert summary.family(material, "muon", "adam") == 0
+    data = gather(groups(("adam", "sgdm", "muon"), seeds=1), 2)
+    assert summary.family(data, "sgdm", "adam") == 1
+    assert summary.family(data, "adam", "sgdm") == -1
+    assert summary.family(data, "muon", "adam") == 0
     # The optimizer recorded in the run counts, not the group's name.
     renamed = gather({"sgdm": [run("adam")], "adam": [run("sgdm")]}, 2)
     assert summary.family(renamed, "sgdm", "adam") == -1

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from synthetic import results_of
 
+from analyses.common.blocks import mean_over_blocks, only, usable_everywhere
 from geomtraj.comparing import contrast
-from geomtraj.comparing.blocks import mean_over_blocks, only, usable_everywhere
-from geomtraj.inference.ratios import over_seeds
+from geomtraj.inference import over_seeds
 
 STEPS = [0, 10, 20, 30]
 NAMES = ["u", "v", "w"]

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from geomtraj.inference.trend import mean_over_seeds, trend
+from geomtraj.inference.slopes import mean_over_seeds, trend
 
 
 def test_slope_against_the_normal_equations():

@@ -8,26 +8,23 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from geomtraj.inference.interval import CONFIDENCE, t_interval, t_quantile
+from geomtraj.inference.interval import CONFIDENCE, Interval, t_interval, t_quantile
 
 
-@dataclass(frozen=True)
-class Trend:
-    """Least-squares slope of y over x, in y's unit over x's.
+@dataclass(frozen=True, slots=True)
+class Trend(Interval):
+    """Least-squares slope of y over x over n points, in y's unit over x's, with its 95 % t-interval from three on.
 
     Attributes:
-        slope: NaN with fewer than two different x.
-        low: Lower end of the 95 % t-interval; NaN with fewer than three points.
-        high: Upper end of it.
         intercept: The line at x = 0.
-        n: Number of points used.
     """
 
-    slope: float
-    low: float
-    high: float
-    intercept: float
-    n: int
+    intercept: float = math.nan
+
+    @property
+    def slope(self) -> float:
+        """NaN with fewer than two different x."""
+        return self.value
 
 
 def trend(x: ArrayLike, y: ArrayLike) -> Trend:
@@ -41,7 +38,7 @@ def trend(x: ArrayLike, y: ArrayLike) -> Trend:
     points = points[np.isfinite(points).all(axis=1)]
     n = len(points)
     if n < 2 or np.ptp(points[:, 0]) == 0:
-        return Trend(math.nan, math.nan, math.nan, math.nan, n)
+        return Trend(math.nan, n=n, status="fewer than two different places")
     away = points - points.mean(axis=0)
     scatter = float(away[:, 0] @ away[:, 0])
     slope = float(away[:, 0] @ away[:, 1]) / scatter
@@ -50,26 +47,23 @@ def trend(x: ArrayLike, y: ArrayLike) -> Trend:
         left = away[:, 1] - slope * away[:, 0]
         half = float(t_quantile(CONFIDENCE, n - 2)) * math.sqrt(float(left @ left) / (n - 2) / scatter)
     intercept = float(points[:, 1].mean() - slope * points[:, 0].mean())
-    return Trend(slope, slope - half, slope + half, intercept, n)
+    return Trend(slope, slope - half, slope + half, n, "ok" if n > 2 else "two points give no interval", intercept)
 
 
-@dataclass(frozen=True)
-class MeanOverSeeds:
-    """An arithmetic mean over seeds, in the unit of the values.
+@dataclass(frozen=True, slots=True)
+class MeanOverSeeds(Interval):
+    """An arithmetic mean over n seeds with its 95 % t-interval, in the unit of the values.
 
     Attributes:
-        mean: NaN without a value.
         std: Standard deviation over seeds; NaN with fewer than two.
-        low: Lower end of the 95 % t-interval of the mean; NaN with fewer than two.
-        high: Upper end of it.
-        n: Number of seeds.
     """
 
-    mean: float
-    std: float
-    low: float
-    high: float
-    n: int
+    std: float = math.nan
+
+    @property
+    def mean(self) -> float:
+        """NaN without a value."""
+        return self.value
 
 
 def mean_over_seeds(values: ArrayLike) -> MeanOverSeeds:
@@ -82,4 +76,4 @@ def mean_over_seeds(values: ArrayLike) -> MeanOverSeeds:
     x = x[np.isfinite(x)]
     found = t_interval(x)
     std = float(x.std(ddof=1)) if found.n > 1 else math.nan
-    return MeanOverSeeds(found.value, std, found.low, found.high, found.n)
+    return MeanOverSeeds(found.value, found.low, found.high, found.n, found.status, std)

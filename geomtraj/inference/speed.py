@@ -1,42 +1,14 @@
-"""How fast a loss falls along one run, and losses that several runs pass."""
+"""How fast a loss falls along one run."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from geomtraj.errors import InputError
-
 TAIL = 0.1
 """Share of the losses at the end whose mean stands for the end: single iterates of noisy training scatter."""
-
-
-def common_level(curves: Mapping[str, ArrayLike], share: float) -> float:
-    """A loss that all runs pass: `share` of the way, on the log scale, from their start down to what all of them reach.
-
-    Args:
-        curves: Name of a run -> its losses in order, positive; values that are not finite are passed over.
-        share: Between 0 and 1.
-
-    Raises:
-        InputError: There is no loss that all runs pass; the message says which each covers.
-    """
-    known = {name: _finite(losses) for name, losses in curves.items()}
-    top = min((x[0] for x in known.values() if x.size), default=math.nan)
-    bottom = max((x.min() if x.size else math.inf for x in known.values()), default=math.nan)
-    if not 0 < bottom < top:
-        covers = ", ".join(f"{name} covers {covered(x)}" for name, x in known.items())
-        raise InputError(f"the runs have no common loss ({covers}): train longer, or with other learning rates.")
-    return float(math.exp((1 - share) * math.log(top) + share * math.log(bottom)))
-
-
-def covered(losses: ArrayLike) -> str:
-    """The range of losses of a run, in words."""
-    x = _finite(losses)
-    return f"{x.min():.4g} to {x.max():.4g}" if x.size else "none"
 
 
 def nearest_to(losses: ArrayLike, level: float) -> int | None:
@@ -73,7 +45,7 @@ def fall(losses: ArrayLike, first: float | None = None, tail: float = TAIL) -> f
     return float((x[0] if first is None else first) - x[-max(1, math.ceil(tail * x.size)) :].mean())
 
 
-def steps_to(steps: ArrayLike, losses: ArrayLike, level: float) -> float:
+def steps_to_loss(steps: ArrayLike, losses: ArrayLike, level: float) -> float:
     """Steps until the loss first passes a level, between two iterates on a straight line; NaN if it never does.
 
     Args:
@@ -88,8 +60,3 @@ def steps_to(steps: ArrayLike, losses: ArrayLike, level: float) -> float:
     k = int(below[0])
     share = (y[k - 1] - level) / (y[k - 1] - y[k])
     return float(x[k - 1] + share * (x[k] - x[k - 1]) - x[0])
-
-
-def _finite(losses: ArrayLike) -> np.ndarray:
-    x = np.asarray(losses, dtype=np.float64)
-    return x[np.isfinite(x)]

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from geomtraj.reporting.decades import per_decade
+from geomtraj.inference.decades import per_decade
 
 
 def test_each_sign_integrates_to_its_share():

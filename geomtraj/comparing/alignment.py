@@ -121,7 +121,7 @@ def _rising(runs: list[Run], most: int = 6) -> list[str]:
     ]
 
 
-def pair_up(first: list[Run], other: list[Run]) -> tuple[list[Pair], list[str]]:
+def pair_by_seed(first: list[Run], other: list[Run]) -> tuple[list[Pair], list[str]]:
     """Pairs (run of `first`, run of `other`), by seed where all seeds are known, else by order; and notes.
 
     Where a seed occurs several times in a group, its runs are paired in order.
@@ -154,7 +154,7 @@ def _keys(runs: list[Run]) -> dict[tuple[int, int], Run]:
 
 
 @dataclass(frozen=True)
-class Meeting:
+class Alignment:
     """Where the pairs of one comparison are read.
 
     Attributes:
@@ -191,7 +191,7 @@ class Meeting:
         return places if self.at == "loss" else self.reading(run, places).read(run.curve.losses)
 
 
-def meet_at_loss(pairs: list[Pair], levels: int) -> Meeting:
+def meet_at_loss(pairs: list[Pair], levels: int) -> Alignment:
     """Losses strictly inside the range that both runs of every pair cover, evenly spaced on the log scale.
 
     The ends are left out: the highest loss is often the shared start, where the runs have not parted yet. Where no
@@ -203,13 +203,13 @@ def meet_at_loss(pairs: list[Pair], levels: int) -> Meeting:
     def grid(high: float, low: float) -> np.ndarray:
         return spaced(high, low, levels + 2)[1:-1]
 
-    meeting = _meet("loss", pairs, ("losses", "measured losses"), lambda c: c.losses, grid, log_loss)
+    alignment = _meet("loss", pairs, ("losses", "measured losses"), lambda c: c.losses, grid, log_loss)
     if not log_loss:
-        meeting.notes.append("losses at or below zero occur: interpolation and levels are linear in the loss.")
-    return meeting
+        alignment.notes.append("losses at or below zero occur: interpolation and levels are linear in the loss.")
+    return alignment
 
 
-def meet_at_time(pairs: list[Pair], levels: int) -> Meeting:
+def meet_at_time(pairs: list[Pair], levels: int) -> Alignment:
     """Training times, in seconds, evenly spaced up to the end of the shortest run."""
     return _meet(
         "time",
@@ -220,7 +220,7 @@ def meet_at_time(pairs: list[Pair], levels: int) -> Meeting:
     )
 
 
-def meet_at_step(pairs: list[Pair], levels: int) -> Meeting:
+def meet_at_step(pairs: list[Pair], levels: int) -> Alignment:
     """The steps that all runs were measured at; the shared start (step 0 at equal loss) is left out."""
     del levels
     common = set.intersection(*(set(run.curve.steps.tolist()) for pair in pairs for run in pair))
@@ -232,11 +232,11 @@ def meet_at_step(pairs: list[Pair], levels: int) -> Meeting:
             notes.append("step 0 is left out: there the runs of a pair stand at the same point.")
     if not common:
         notes.append("no step past the start was measured in all runs: record the runs with the same schedule.")
-        return Meeting("step", [], [], True, notes)
-    return Meeting("step", pairs, [np.array(sorted(common))] * len(pairs), True, notes)
+        return Alignment("step", [], [], True, notes)
+    return Alignment("step", pairs, [np.array(sorted(common))] * len(pairs), True, notes)
 
 
-PAIRINGS: dict[str, Callable[[list[Pair], int], Meeting]] = {
+PAIRINGS: dict[str, Callable[[list[Pair], int], Alignment]] = {
     "loss": meet_at_loss,
     "step": meet_at_step,
     "time": meet_at_time,
@@ -250,7 +250,7 @@ def _meet(
     axis: Callable[[Curve], np.ndarray],
     grid: Callable[[float, float], np.ndarray],
     log_loss: bool = True,
-) -> Meeting:
+) -> Alignment:
     """Places inside the range of `axis` that the pairs share."""
     what, measured = words
     kept, ranges, notes = [], [], []
@@ -264,12 +264,12 @@ def _meet(
             covers = " and ".join(f"{run.name} covers {_range(span)}" for run, span in zip(pair, spans, strict=True))
             notes.append(f"a pair without common {what} is left out ({measured}: {covers}).")
     if not kept:
-        return Meeting(at, [], [], True, notes, log_loss)
+        return Alignment(at, [], [], True, notes, log_loss)
     low, high = max(r[0] for r in ranges), min(r[1] for r in ranges)
     if low < high:
-        return Meeting(at, kept, [grid(high, low)] * len(kept), True, notes, log_loss)
+        return Alignment(at, kept, [grid(high, low)] * len(kept), True, notes, log_loss)
     notes.append(f"no {what} are common to all pairs: each pair is read at its own, and only their mean is given.")
-    return Meeting(at, kept, [grid(high, low) for low, high in ranges], False, notes, log_loss)
+    return Alignment(at, kept, [grid(high, low) for low, high in ranges], False, notes, log_loss)
 
 
 def _span(x: np.ndarray) -> tuple[float, float]:

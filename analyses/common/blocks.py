@@ -6,8 +6,8 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from geomtraj.measuring.results import Results
-from geomtraj.statistics.base import Quantity
+from geomtraj.measuring import Results
+from geomtraj.statistics import Quantity
 
 
 def only(results: Results, statistic: str, labels: Collection[str]) -> Results:

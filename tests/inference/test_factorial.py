@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from geomtraj.inference.two_way import two_way
+from geomtraj.inference.factorial import two_way
 
 
 def drawn(rng, seeds, row, column, interaction, scatter=0.1):

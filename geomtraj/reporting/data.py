@@ -10,9 +10,9 @@ from functools import cached_property
 from matplotlib.figure import Figure
 
 from geomtraj.comparing import Table, contrast
+from geomtraj.comparing.alignment import run_name
 from geomtraj.comparing.curves import Curve, curve
 from geomtraj.comparing.matrices import is_matrix, shapes_of
-from geomtraj.comparing.pairing import run_name
 from geomtraj.errors import InputError
 from geomtraj.measuring.results import Results
 from geomtraj.reporting.style import Look, looks
@@ -21,7 +21,7 @@ ALL = "all"
 
 
 @dataclass(frozen=True)
-class Drawing:
+class ReportFigure:
     """A figure with its file name, its title, and one sentence on what it shows and for how many seeds."""
 
     name: str
@@ -31,14 +31,14 @@ class Drawing:
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class Skipped:
     """Why a figure is missing, in one sentence."""
 
     reason: str
 
 
 @dataclass(frozen=True)
-class Material:
+class ReportData:
     """The runs to report on.
 
     Attributes:
@@ -105,8 +105,8 @@ class Material:
         return sorted(labels, key=lambda label: not self.is_matrix(label))
 
 
-def gather(groups: dict[str, list[Results]], levels: int) -> Material:
-    """The material of a report; contrasts that cannot be made are remembered with their reason."""
+def gather(groups: dict[str, list[Results]], levels: int) -> ReportData:
+    """The data of a report; contrasts that cannot be made are remembered with their reason."""
     sound = {name: [r for r in runs if not r.diverged] for name, runs in groups.items()}
     tables, missing = {}, {}
     statistics = sorted({s for runs in sound.values() for r in runs for s in r.statistics} - {"loss"} | {"r_med"})
@@ -116,12 +116,12 @@ def gather(groups: dict[str, list[Results]], levels: int) -> Material:
                 tables[statistic, at] = contrast(groups, statistic, at, levels)
             except InputError as error:
                 missing[statistic, at] = str(error)
-    return Material(groups, {n: r for n, r in sound.items() if r}, looks(list(groups)), tables, missing)
+    return ReportData(groups, {n: r for n, r in sound.items() if r}, looks(list(groups)), tables, missing)
 
 
-def not_measured(statistic: str, title: str) -> LeftOut:
+def not_measured(statistic: str, title: str) -> Skipped:
     """The reason of a figure whose statistic nobody measured."""
-    return LeftOut(f"The figure “{title}” is left out: “{statistic}” was not measured in any run that did not diverge.")
+    return Skipped(f"The figure “{title}” is left out: “{statistic}” was not measured in any run that did not diverge.")
 
 
 def seeds_text(groups: dict[str, list[Results]]) -> str:

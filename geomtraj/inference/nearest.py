@@ -22,7 +22,7 @@ class Match:
     difference: float
 
 
-def nearest_losses(
+def match_iterates(
     first: Mapping[int, float], other: Mapping[int, float], count: int, tolerance: float = math.inf
 ) -> list[Match]:
     """The `count` pairs of iterates nearest in log loss, each iterate in one pair at most, by the first run's step.
