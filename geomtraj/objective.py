@@ -68,8 +68,8 @@ class Objective:
 
         Args:
             generators: Whose states are put back too.
-            as_trained: Whether fused kernels stay, as training uses them; what they compute cannot be differentiated
-                twice.
+            as_trained: Whether fused kernels and TensorFloat-32 stay as training uses them; what they compute cannot be
+                differentiated twice.
         """
         with ExitStack() as stack:
             stack.enter_context(one_at_a_time())
@@ -78,9 +78,9 @@ class Objective:
             if isinstance(self.loss, nn.Module):
                 stack.enter_context(preserved_attributes(self.loss))
             stack.enter_context(preserved_model(self.model, self.mode == "train"))
-            stack.enter_context(exact_arithmetic())
             stack.enter_context(uncompiled())
             if not as_trained:
+                stack.enter_context(exact_arithmetic())
                 stack.enter_context(twice_differentiable(self.model))
             yield
 

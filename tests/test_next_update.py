@@ -1,5 +1,6 @@
 import pytest
 import torch
+from models import TinyGPT
 from torch import nn
 from torch.nn import functional as F
 
@@ -152,6 +153,29 @@ def test_batch_norm_is_measured_in_the_problems_mode_with_the_iterates_buffers(t
     assert torch.equal(update, run[5].theta - run[4].theta)
     in_eval = gt.next_update(gt.Problem(other, losses, [(X, Y)]), run[4], batches=[batch_of(4)])
     assert not torch.equal(in_eval, update)
+
+
+def test_fused_attention_and_tied_weights_are_computed_as_training_does(tmp_path):
+    def build():
+        torch.manual_seed(2)
+        return TinyGPT()
+
+    ids = torch.randint(0, 7, (6, 6), generator=torch.Generator().manual_seed(3))
+    batch = (ids[:, :-1], ids[:, 1:])
+
+    def tokens(model, b):
+        return F.cross_entropy(model(b[0]).transpose(1, 2), b[1], reduction="none")
+
+    model = build()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    with gt.Recorder(tmp_path / "run", model, optimizer, schedule=gt.every(1)):
+        for _ in range(4):
+            optimizer.zero_grad()
+            tokens(model, batch).mean().backward()
+            optimizer.step()
+    run, measured = gt.Trajectory(tmp_path / "run"), gt.Problem(build(), tokens, [batch])
+    for step in range(4):
+        assert torch.equal(gt.next_update(measured, run[step]), run[step + 1].theta - run[step].theta)
 
 
 def test_everything_is_left_as_it_was(tmp_path):

@@ -22,11 +22,11 @@ class BlockSpectra(Statistic):
     """The mean Jensen-Shannon divergence over all pairs of blocks' spectral densities: "heterogeneity", in [0, ln 2].
 
     Each block's eigenvalues, weighted equally, are smoothed by a Gaussian of `width` times the range of all blocks and
-    put into `bins` bins of that range; natural logarithms. With `scale` "log" the axis is asinh(1000 lambda / max
-    |lambda|), on which spectra of other sizes are apart too. Small blocks are taken from all their eigenvalues, others
-    from stochastic Lanczos quadrature, whose weights are used; noise makes densities differ more, so that the mean is
-    corrected by the jackknife over the probes, which gives the 95 % interval too. A block that the loss does not reach
-    is left out; of one block alone there is nothing to compare.
+    put into `bins` bins of that range; natural logarithms. The axis is asinh(1000 lambda / max |lambda|), on which
+    spectra of other sizes are apart; on a "linear" `scale` all but the widest blocks are spikes at zero. Small blocks
+    are taken from all their eigenvalues, others from stochastic Lanczos quadrature, whose weights are used; noise makes
+    densities differ more, so that the mean is corrected by the jackknife over the probes, which gives the 95 % interval
+    too. A block that the loss does not reach is left out; of one block alone there is nothing to compare.
 
     The details hold the blocks' names; the arrays "grid" (bins,), "densities" (blocks, bins), mass in each bin, and
     "divergences" (blocks, blocks).
@@ -54,7 +54,7 @@ class BlockSpectra(Statistic):
     probes: int = 4
     bins: int = 200
     width: float = 0.01
-    scale: str = "linear"
+    scale: str = "log"
     dense: int = 256
     vectors: bool = False
     seed: int = 0
