@@ -41,7 +41,9 @@ def values(name):
         pairs = gt.eigsh(hessian, k=3, seed=seed)
         trace = gt.trace(hessian, probes=8, seed=seed)
         spectrum = gt.spectrum(hessian, steps=16, probes=2, k=2, seed=seed)
-        condition = gt.STATISTICS["condition"](steps=24, max_steps=24, probes=1, seed=seed).measure(Point(problem, theta))
+        condition = gt.STATISTICS["condition"](steps=24, max_steps=24, probes=1, seed=seed).measure(
+            Point(problem, theta)
+        )
         for kind, numbers in {
             "hvp": some((hessian @ vectors)[:, 1]),
             "block": some(hessian.block(next(iter(problem.layout))).dense(chunk=5).reshape(-1)),
