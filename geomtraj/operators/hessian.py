@@ -8,7 +8,7 @@ from torch import Tensor
 
 from geomtraj.errors import ComputationError
 from geomtraj.operators.base import PrincipalBlock, SymmetricOperator
-from geomtraj.operators.engine import Engine
+from geomtraj.operators.evaluation.engine import Engine
 from geomtraj.operators.guard import check_derivatives, check_gradient
 from geomtraj.problem import Problem
 

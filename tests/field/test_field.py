@@ -13,7 +13,7 @@ import torch
 from field.entry import Reference
 
 import geomtraj as gt
-from geomtraj.operators.ways import WAYS
+from geomtraj.operators.hvp import WAYS
 
 KINDS = sorted(p.stem for p in (Path(__file__).parent / "kinds").glob("*.py"))
 ALL = {f"{kind}-{e.name}": e for kind in KINDS for e in importlib.import_module(f"field.kinds.{kind}").ENTRIES}

@@ -9,18 +9,18 @@ import weakref
 import pytest
 import torch
 from models import CASES, cross_entropy, split
+from strategy_cases import WAY_CASES
 from torch import nn
 from torch.nn import functional as F
-from way_cases import WAY_CASES
 
 import geomtraj as gt
 from geomtraj.errors import ComputationError, InputError
 from geomtraj.failures import explained, is_out_of_memory
-from geomtraj.operators import choice
-from geomtraj.operators.choice import Timing
-from geomtraj.operators.ways import WAYS
-from geomtraj.operators.ways.kept import Kept
-from geomtraj.operators.ways.linearized import LinearizedForward
+from geomtraj.operators.evaluation import autotune
+from geomtraj.operators.evaluation.autotune import Timing
+from geomtraj.operators.hvp import WAYS
+from geomtraj.operators.hvp.double_backward import Kept
+from geomtraj.operators.hvp.linearized import LinearizedForward
 
 
 def close(a, b):
@@ -30,22 +30,22 @@ def close(a, b):
 @pytest.fixture
 def eager_trials(monkeypatch):
     """A trial before the third product."""
-    monkeypatch.setattr(choice, "TRIAL_PRODUCTS", 2)
-    for gates in (choice.KEEPING, choice.PASSING):
+    monkeypatch.setattr(autotune, "TRIAL_PRODUCTS", 2)
+    for gates in (autotune.KEEPING, autotune.PASSING):
         for way in gates:
             monkeypatch.setitem(gates, way, 0.0)
 
 
 def pretend(monkeypatch, **seconds):
     """Timings as if each way took so long, whatever the machine does."""
-    real = choice.try_ways
+    real = autotune.try_ways
 
     def try_ways(names, loss, width, room, learnt):
         real(names, loss, width, room, learnt)
         for name in learnt.timings:
             learnt.timings[name] = Timing(0.0, seconds[name.replace("-", "_")])
 
-    monkeypatch.setattr(choice, "try_ways", try_ways)
+    monkeypatch.setattr(autotune, "try_ways", try_ways)
 
 
 @pytest.mark.parametrize("name", WAY_CASES)
@@ -67,7 +67,7 @@ def test_auto_takes_the_quickest_way_and_remembers_it(monkeypatch, eager_trials)
         ways.append(first.strategy)
     assert ways == ["kept", "kept", "linearized-forward"]
     assert first.timings == {"kept": 3.0, "linearized-forward": 1.0, "linearized-reverse": 2.0}
-    monkeypatch.setattr(choice, "try_ways", None)  # another trial would fail
+    monkeypatch.setattr(autotune, "try_ways", None)  # another trial would fail
     later = gt.Hessian(case.problem, case.problem.theta() + 1)
     later @ vector
     assert later.strategy == "linearized-forward"
@@ -83,13 +83,13 @@ def test_without_a_forward_derivative_auto_takes_the_other_recording(monkeypatch
 
 
 def test_a_long_preparation_waits_for_many_products(monkeypatch, eager_trials):
-    real = choice.try_ways
+    real = autotune.try_ways
 
     def try_ways(names, loss, width, room, learnt):
         real(names, loss, width, room, learnt)
         learnt.timings = {"kept": Timing(0.0, 1.0), "linearized-forward": Timing(5.0, 0.5)}
 
-    monkeypatch.setattr(choice, "try_ways", try_ways)
+    monkeypatch.setattr(autotune, "try_ways", try_ways)
     case = CASES["mlp"]()
     hessian = gt.Hessian(case.problem)
     ways = []
@@ -125,7 +125,7 @@ def test_an_unknown_way_is_named():
 
 def test_several_vectors_go_in_one_pass_where_that_is_faster(monkeypatch):
     case = CASES["mlp"]()
-    known = choice.history(case.problem, case.problem.layout)
+    known = autotune.history(case.problem, case.problem.layout)
     known.timings = {"kept": Timing(0.0, 1.0, block=0.5)}
     widths = []
     right = Kept.block
@@ -213,12 +213,12 @@ def test_graphs_are_dropped_before_batches_are_cut(monkeypatch):
     monkeypatch.setattr(Kept, "pieces", pieces)
     assert torch.equal(hessian @ vector, expected)
     assert hessian.strategy == "fresh"
-    assert choice.history(case.problem, case.problem.layout).largest is None
+    assert autotune.history(case.problem, case.problem.layout).largest is None
 
 
 def test_fewer_vectors_in_one_pass_where_memory_is_short(monkeypatch):
     case = CASES["mlp"]()
-    choice.history(case.problem, case.problem.layout).timings = {"kept": Timing(0.0, 1.0, block=0.5)}
+    autotune.history(case.problem, case.problem.layout).timings = {"kept": Timing(0.0, 1.0, block=0.5)}
     right, widths = Kept.block, []
 
     def block(way, rows):
@@ -241,10 +241,10 @@ def test_too_large_batches_are_foreseen(monkeypatch):
     x, y = torch.randn(40, 5).double(), torch.randint(0, 3, (40,))
     problem = gt.Problem(model, cross_entropy, [(x, y)])
     expected = gt.Hessian(problem, strategy="fresh") @ problem.theta()
-    fixed, each = choice.history(problem, problem.layout).bytes_per_example
+    fixed, each = autotune.history(problem, problem.layout).bytes_per_example
     assert each > 50 * 8
     again = gt.Problem(model, cross_entropy, [(x, y)], check=False)
-    monkeypatch.setattr("geomtraj.operators.parts.available_bytes", lambda device: 2 * (fixed + 10.5 * each))
+    monkeypatch.setattr("geomtraj.microbatches.available_bytes", lambda device: 2 * (fixed + 10.5 * each))
     sizes = []
     right = Kept.__init__
     monkeypatch.setattr(Kept, "__init__", lambda way, loss: sizes.append(len(loss.batch[0])) or right(way, loss))
@@ -258,7 +258,9 @@ def test_only_as_much_is_kept_as_fits(monkeypatch):
     right = Kept.__init__
     monkeypatch.setattr(Kept, "__init__", lambda way, loss: right(way, loss) or held.append(way.held))
     gt.Hessian(case.problem) @ case.problem.theta()
-    monkeypatch.setattr("geomtraj.operators.engine.available_bytes", lambda device: 4 * (held[0] + held[1] // 2))
+    monkeypatch.setattr(
+        "geomtraj.operators.evaluation.engine.available_bytes", lambda device: 4 * (held[0] + held[1] // 2)
+    )
     hessian = gt.Hessian(case.problem)
     assert close(hessian.dense(), case.hessian())
     assert hessian.strategy == "kept + fresh"
@@ -266,16 +268,16 @@ def test_only_as_much_is_kept_as_fits(monkeypatch):
 
 def test_a_way_that_holds_more_than_fits_is_passed_over(monkeypatch):
     case = CASES["mlp"]()
-    known = choice.history(case.problem, case.problem.layout)
+    known = autotune.history(case.problem, case.problem.layout)
     known.timings = {"kept": Timing(0.0, 2.0, 100), "linearized-forward": Timing(0.0, 1.0, 300)}
     known.kept = 10**6
     vector = case.problem.theta()
-    monkeypatch.setattr("geomtraj.operators.engine.available_bytes", lambda device: 4 * 2.9e6)
+    monkeypatch.setattr("geomtraj.operators.evaluation.engine.available_bytes", lambda device: 4 * 2.9e6)
     hessian = gt.Hessian(case.problem)
     hessian @ vector
     assert hessian.strategy == "kept"
     known.kept = 10**6
-    monkeypatch.setattr("geomtraj.operators.engine.available_bytes", lambda device: 4 * 3.1e6)
+    monkeypatch.setattr("geomtraj.operators.evaluation.engine.available_bytes", lambda device: 4 * 3.1e6)
     hessian = gt.Hessian(case.problem)
     hessian @ vector
     assert hessian.strategy == "linearized-forward"
@@ -284,7 +286,7 @@ def test_a_way_that_holds_more_than_fits_is_passed_over(monkeypatch):
 def test_what_is_remembered_goes_with_the_problem():
     case = CASES["mlp"]()
     gt.Hessian(case.problem) @ case.problem.theta()
-    known = weakref.ref(choice.history(case.problem, case.problem.layout))
+    known = weakref.ref(autotune.history(case.problem, case.problem.layout))
     del case
     gc.collect()
     assert known() is None

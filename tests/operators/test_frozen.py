@@ -14,7 +14,7 @@ import torch
 sys.path += [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 from models import CASES
-from way_cases import WAY_CASES
+from strategy_cases import WAY_CASES
 
 import geomtraj as gt
 from geomtraj.statistics.base import Point

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import geomtraj as gt
-from geomtraj.operators.guard import _Check
+from geomtraj.operators.guard.check import _Check
 
 X = torch.randn(64, 5, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(64) % 3

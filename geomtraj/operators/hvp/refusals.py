@@ -8,7 +8,7 @@ import torch
 
 from geomtraj.errors import ComputationError
 from geomtraj.graphs import nodes_of
-from geomtraj.operators.batch_loss import BatchLoss
+from geomtraj.operators.hvp.batch_loss import BatchLoss
 
 
 def check_functions(loss: BatchLoss) -> None:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from geomtraj.operators.batch_loss import BatchLoss
+from geomtraj.operators.hvp.batch_loss import BatchLoss
 
 
 class Way(ABC):

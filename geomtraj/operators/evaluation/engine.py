@@ -15,11 +15,11 @@ from geomtraj.errors import ComputationError, GeomtrajError, unknown_name
 from geomtraj.failures import explained, in_one_sentence, is_out_of_memory
 from geomtraj.layout import Layout
 from geomtraj.memory import available_bytes
-from geomtraj.operators import choice
-from geomtraj.operators.batch_loss import BatchLoss
-from geomtraj.operators.once_differentiable import check_functions
-from geomtraj.operators.parts import Parts
-from geomtraj.operators.ways import WAYS, Way
+from geomtraj.microbatches import Parts
+from geomtraj.operators.evaluation import autotune
+from geomtraj.operators.hvp import WAYS, Way
+from geomtraj.operators.hvp.batch_loss import BatchLoss
+from geomtraj.operators.hvp.refusals import check_functions
 from geomtraj.problem import Problem
 
 KEEP_FRACTION = 0.25
@@ -46,7 +46,7 @@ class Engine:
         if strategy != "auto" and strategy not in WAYS:
             raise unknown_name("strategy", strategy, ["auto", *WAYS])
         self._problem, self._parameters, self._layout, self._asked = problem, parameters, layout, strategy
-        self.history = choice.history(problem, layout)
+        self.history = autotune.history(problem, layout)
         self._expected = self.history.products
         self._done = 0
         self._parts = Parts(problem, parameters, layout, self.history)
@@ -89,7 +89,7 @@ class Engine:
         try:
             yield
         except RuntimeError as error:
-            plain = self._asked in ("auto", *choice.TRUSTED)
+            plain = self._asked in ("auto", *autotune.TRUSTED)
             if plain or is_out_of_memory(error) or isinstance(error, GeomtrajError) or explained(error) is not None:
                 raise
             raise ComputationError(
@@ -146,7 +146,7 @@ class Engine:
         if not self.history.checked and name != "differences":
             check_functions(loss)
             self.history.checked = True
-        way = choice.verified(name, WAYS[name](loss), self.history)
+        way = autotune.verified(name, WAYS[name](loss), self.history)
         if way.keeps:
             self._held += way.held
             self._full = self._full or self._held > self._budget
@@ -161,7 +161,7 @@ class Engine:
         """The way for what cannot be kept."""
         if not self._keeping():
             return self._way
-        return self.history.best(("fresh", *choice.PASSING), 1, wide=False) or "fresh"
+        return self.history.best(("fresh", *autotune.PASSING), 1, wide=False) or "fresh"
 
     def _release(self) -> None:
         self._kept, self._held, self._complete = {}, 0, False
@@ -169,8 +169,8 @@ class Engine:
     def _choose(self, width: int) -> None:
         """Takes the quickest of the ways that were tried; tries one once products have taken as long as that costs."""
         known = self.history
-        first, others = ("fresh", choice.PASSING) if self._full else ("kept", choice.KEEPING)
-        if self._done >= choice.TRIAL_PRODUCTS:
+        first, others = ("fresh", autotune.PASSING) if self._full else ("kept", autotune.KEEPING)
+        if self._done >= autotune.TRIAL_PRODUCTS:
             tried = known.timings.keys() | known.refused.keys()
             due = [name for name, gate in others.items() if name not in tried and known.spent >= gate]
             if due:
@@ -190,7 +190,7 @@ class Engine:
                 return
             loss = BatchLoss(self._problem, self._parameters, self._layout, part)
             try:
-                choice.try_ways(names, loss, width, room, self.history)
+                autotune.try_ways(names, loss, width, room, self.history)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from geomtraj.operators.ways.base import Way, flat
+from geomtraj.operators.hvp.base import Way, flat
 
 
 class Differences(Way):

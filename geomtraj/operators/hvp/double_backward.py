@@ -9,8 +9,8 @@ from torch import Tensor
 
 from geomtraj.isolation import exact_arithmetic
 from geomtraj.memory import with_saved_bytes
-from geomtraj.operators.batch_loss import BatchLoss
-from geomtraj.operators.ways.base import Way, flat
+from geomtraj.operators.hvp.base import Way, flat
+from geomtraj.operators.hvp.batch_loss import BatchLoss
 from geomtraj.problem import dense
 
 

@@ -4,13 +4,13 @@ import shutil
 
 import pytest
 import torch
+from strategy_cases import LACKING, WAY_CASES
 from torch import nn
-from way_cases import LACKING, WAY_CASES
 
 import geomtraj as gt
 from geomtraj.errors import ComputationError
-from geomtraj.operators.batch_loss import BatchLoss
-from geomtraj.operators.ways import WAYS
+from geomtraj.operators.hvp import WAYS
+from geomtraj.operators.hvp.batch_loss import BatchLoss
 
 TOLERANCE = {"differences": 1e-7}  # float64, relative to the largest entry; 1e-10 for the others
 EAGER = [name for name in WAYS if name != "compiled"]

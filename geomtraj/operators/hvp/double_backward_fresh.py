@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from geomtraj.operators.ways.base import Way
-from geomtraj.operators.ways.kept import Kept
+from geomtraj.operators.hvp.base import Way
+from geomtraj.operators.hvp.double_backward import Kept
 
 
 class Fresh(Way):

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from geomtraj.operators.batch_loss import BatchLoss
-from geomtraj.operators.ways.base import Way
+from geomtraj.operators.hvp.base import Way
+from geomtraj.operators.hvp.batch_loss import BatchLoss
 
 
 class Forward(Way):

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from geomtraj.errors import ComputationError
-from geomtraj.operators.batch_loss import BatchLoss
-from geomtraj.operators.ways.linearized import LinearizedForward
+from geomtraj.operators.hvp.batch_loss import BatchLoss
+from geomtraj.operators.hvp.linearized import LinearizedForward
 
 
 class Compiled(LinearizedForward):

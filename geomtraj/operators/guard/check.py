@@ -16,9 +16,9 @@ from geomtraj.errors import InputError
 from geomtraj.failures import is_out_of_memory
 from geomtraj.fingerprint import number_type
 from geomtraj.isolation import in_plain_torch
-from geomtraj.operators import culprits
-from geomtraj.operators.choice import history
-from geomtraj.operators.parts import Parts
+from geomtraj.microbatches import Parts
+from geomtraj.operators.evaluation.autotune import history
+from geomtraj.operators.guard import culprits
 from geomtraj.problem import Problem, dense, leaves
 from geomtraj.seeding import gaussian, generator, rademacher
 from geomtraj.status import Code, Remark, Status

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from geomtraj.errors import ComputationError
 from geomtraj.layout import Layout
-from geomtraj.operators.batch_loss import BatchLoss
-from geomtraj.operators.ways import WAYS, Way
+from geomtraj.operators.hvp import WAYS, Way
+from geomtraj.operators.hvp.batch_loss import BatchLoss
 from geomtraj.problem import Problem
 from geomtraj.seeding import gaussian, generator
 

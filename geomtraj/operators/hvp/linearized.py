@@ -11,12 +11,12 @@ from torch import Tensor
 
 from geomtraj.errors import ComputationError
 from geomtraj.isolation import exact_arithmetic
-from geomtraj.operators.batch_loss import BatchLoss
-from geomtraj.operators.recording import record
-from geomtraj.operators.simplify import held_bytes, out_of_place, simplify
-from geomtraj.operators.ways.base import Way, flat
-from geomtraj.operators.ways.forward import derivative
-from geomtraj.operators.ways.kept import Kept
+from geomtraj.operators.hvp.base import Way, flat
+from geomtraj.operators.hvp.batch_loss import BatchLoss
+from geomtraj.operators.hvp.double_backward import Kept
+from geomtraj.operators.hvp.forward_over_reverse import derivative
+from geomtraj.operators.hvp.recording import record
+from geomtraj.operators.hvp.simplifying import held_bytes, out_of_place, simplify
 
 
 class LinearizedForward(Way):

@@ -13,8 +13,8 @@ from geomtraj.errors import ComputationError
 from geomtraj.failures import is_out_of_memory
 from geomtraj.layout import Layout
 from geomtraj.memory import available_bytes, with_saved_bytes
-from geomtraj.operators.batch_loss import BatchLoss
-from geomtraj.operators.choice import History
+from geomtraj.operators.evaluation.autotune import History
+from geomtraj.operators.hvp.batch_loss import BatchLoss
 from geomtraj.problem import Problem
 from geomtraj.slicing import count, sliced
 
