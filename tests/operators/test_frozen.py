@@ -14,7 +14,7 @@ import torch
 sys.path += [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 from models import CASES
-from strategy_cases import WAY_CASES
+from strategy_cases import STRATEGY_CASES
 
 import geomtraj as gt
 from geomtraj.statistics.base import Point
@@ -33,11 +33,11 @@ def some(tensor):
 def values(name):
     """Kind -> numbers of one model."""
     found = {}
-    problem = WAY_CASES[name]().problem
+    problem = STRATEGY_CASES[name]().problem
     for seed in SEEDS:
-        vectors = torch.randn(problem.size, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        vectors = torch.randn(2, problem.size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).T
         theta = problem.theta() + 0.1 * seed
-        hessian, ggn = gt.Hessian(problem, theta, strategy="kept"), gt.GGN(problem, theta)
+        hessian, ggn = gt.Hessian(problem, theta, strategy="double-backward"), gt.GGN(problem, theta)
         pairs = gt.eigsh(hessian, k=3, seed=seed)
         trace = gt.trace(hessian, probes=8, seed=seed)
         spectrum = gt.spectrum(hessian, steps=16, probes=2, k=2, seed=seed)

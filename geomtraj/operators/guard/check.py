@@ -16,9 +16,9 @@ from geomtraj.errors import InputError
 from geomtraj.failures import is_out_of_memory
 from geomtraj.fingerprint import number_type
 from geomtraj.isolation import in_plain_torch
-from geomtraj.microbatches import Parts
-from geomtraj.operators.evaluation.autotune import history
+from geomtraj.operators.evaluation.engine import Engine
 from geomtraj.operators.guard import culprits
+from geomtraj.operators.hvp.hessian import HESSIAN
 from geomtraj.problem import Problem, dense, leaves
 from geomtraj.seeding import gaussian, generator, rademacher
 from geomtraj.status import Code, Remark, Status
@@ -159,7 +159,8 @@ class _Check:
         self.value = 0.0
         self.finite = False
         parameters = problem.layout.unflatten(self.theta)
-        self._parts = Parts(problem, parameters, problem.layout, history(problem, problem.layout))
+        self._engine = Engine(HESSIAN, problem, parameters, layout=problem.layout, strategy="double-backward")
+        self._parts = self._engine.parts
 
     def keep_still(self, places: list[slice]) -> None:
         """Compare no derivatives by these entries of theta."""
@@ -187,12 +188,14 @@ class _Check:
 
     def multiply(self) -> None:
         """Products with u and then, through the graph that is kept, with v."""
-        from geomtraj.operators.hessian import Hessian
-
-        hessian = Hessian(self.problem, self.theta, "kept")
-        self.hu = hessian @ self.u
-        self.hv = hessian @ self.v
+        self._engine.release()
+        self.hu, self.hv = (self._product(vector) for vector in (self.u, self.v))
+        self._engine.release()
         self.made += 2
+
+    def _product(self, vector: Tensor) -> Tensor:
+        total = self._engine.products(vector[None])
+        return self.problem.over_ranks(total, of=vector).div_(self.problem.total_weight)[0]
 
     def begin(self) -> None:
         """The loss and its gradient at the point."""
@@ -213,7 +216,7 @@ class _Check:
                 if not is_out_of_memory(error):
                     raise
                 shortage = str(error)
-            self._parts.halve(shortage)
+            self._parts.split(shortage)
 
     # First derivatives.
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from geomtraj.operators.hvp.base import Way
-from geomtraj.operators.hvp.double_backward import Kept
+from geomtraj.operators.hvp.base import Strategy
+from geomtraj.operators.hvp.double_backward import DoubleBackward
 
 
-class Fresh(Way):
-    """Reverse over reverse with the gradient's graph built anew in each call and freed behind its last vector."""
+class DoubleBackwardFresh(Strategy):
+    """Reverse over reverse with the graph built anew in each call and freed behind its last vector."""
 
     def pieces(self, vector: Tensor) -> list[Tensor]:
         """The product with one vector (P,), through a graph of its own."""
-        return Kept(self.loss).pieces(vector)
+        return DoubleBackward(self.loss, self.curvature).pieces(vector)
 
     def products(self, rows: Tensor) -> Tensor:
         """The products (k, P), through one graph for all of them."""
-        return Kept(self.loss).products(rows)
+        return DoubleBackward(self.loss, self.curvature).products(rows)
