@@ -17,7 +17,7 @@ from pathlib import Path
 import click
 import torch
 from common import provenance, trained
-from engine import problem_of
+from libraries import problem_of
 from torch import Tensor
 
 import geomtraj as gt

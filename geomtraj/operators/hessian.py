@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from geomtraj.errors import ComputationError
 from geomtraj.operators.hvp.hessian import HESSIAN
 from geomtraj.operators.problem_operator import ProblemOperator
 from geomtraj.problem import Problem
@@ -49,8 +48,3 @@ class Hessian(ProblemOperator):
 
     def __init__(self, problem: Problem, theta: Tensor | None = None, strategy: str = "auto"):
         super().__init__(HESSIAN, problem, theta, strategy=strategy)
-        if set(problem.unused) == set(problem.layout):
-            raise ComputationError(
-                "no selected parameter reaches the loss, so its Hessian is zero: loss(model, batch) must compute with "
-                "the model it is given, without torch.no_grad() or .detach() on the way."
-            )

@@ -11,6 +11,7 @@ from geomtraj.operators.base import PrincipalBlock, SymmetricOperator
 from geomtraj.operators.evaluation.engine import Engine
 from geomtraj.operators.guard import check_derivatives, check_gradient
 from geomtraj.operators.hvp import Curvature
+from geomtraj.operators.hvp.refusals import check_reached
 from geomtraj.problem import Problem
 
 
@@ -27,6 +28,9 @@ class ProblemOperator(SymmetricOperator):
     Attributes:
         problem: The loss.
         theta: Where it is measured (P,).
+
+    Raises:
+        ComputationError: No selected parameter reaches the loss.
     """
 
     def __init__(
@@ -38,6 +42,7 @@ class ProblemOperator(SymmetricOperator):
         strategy: str,
         blocks: Blocks | None = None,
     ):
+        check_reached(problem)
         blocks = problem.blocks if blocks is None else blocks
         super().__init__(blocks.layout, problem.dtype, problem.device, blocks)
         self.problem = problem

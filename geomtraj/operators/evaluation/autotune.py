@@ -29,8 +29,10 @@ PASSING = ("forward-over-reverse",)
 """What is tried where there is none."""
 SHARE = 0.05
 """Part of the time spent on products that trials may take."""
-PRICE = {"linearized-double-backward": 8, "linearized-forward-over-reverse": 10, "forward-over-reverse": 4}
-"""What a trial costs at first, in products: preparing and two products; on a GPT, a CNN and an MLP it was 4 to 8."""
+PRICE = 6
+"""Products that a trial takes the time of: preparing and two products; on a GPT, a CNN and an MLP it was 4 to 7 ..."""
+RECORDING = 6e-4
+"""... besides so many seconds for each operation that is recorded and simplified."""
 COMPILER = 2.5
 """Seconds that torch takes to import its compiler, which forward derivatives make it do."""
 BLOCK = 4
@@ -44,7 +46,9 @@ def due(known: Known, base: str, candidates: Sequence[str]) -> str | None:
         return None
     for name in candidates:
         if name not in learnt.timings and name not in known.refused:
-            price = PRICE[name] * learnt.timings[base].product
+            price = PRICE * learnt.timings[base].product
+            if name in KEEPING:
+                price += RECORDING * learnt.nodes
             if "forward" in name and "torch._dynamo" not in sys.modules:
                 price += COMPILER
             return name if _paid(known, price) else None

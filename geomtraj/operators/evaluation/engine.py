@@ -20,6 +20,7 @@ from geomtraj.operators.evaluation import autotune
 from geomtraj.operators.evaluation.timings import known, worth_changing
 from geomtraj.operators.hvp import OLD_NAMES, STRATEGIES, Curvature, Strategy, name_of
 from geomtraj.operators.hvp.batch_loss import BatchLoss
+from geomtraj.operators.hvp.double_backward import DoubleBackward
 from geomtraj.operators.hvp.refusals import check_functions
 from geomtraj.problem import Problem
 
@@ -67,6 +68,7 @@ class Engine:
         self._strategy = "double-backward" if strategy == "auto" else strategy
         self._expected = self.known.learnt.products
         self._done = self._calls = 0
+        self._setup: float | None = None  # of the micro-batch at work
         self._kept: dict[tuple[int, int], Strategy] = {}
         self._held = 0
         self._budget = 0.0
@@ -133,6 +135,7 @@ class Engine:
     def _sum(self, rows: Tensor) -> Tensor:
         watched = self.asked == "auto" and self._calls < OBSERVED
         total: Tensor | None = None
+        self._setup = None
         if self._complete:
             for i, made in enumerate(self._kept.values()):
                 total = _added(total, self._products(made, rows, watched and i == 0))
@@ -158,7 +161,7 @@ class Engine:
         if self.asked != "auto" or len(rows) == 1 or not (quick and made.in_one_pass):
             seconds, found = autotune.timed(partial(made.products, rows), rows.device, wait=watched)
             if watched and (made.keeps or len(rows) == 1):
-                learnt.observe(name, product=seconds / len(rows), held=made.held)
+                learnt.observe(name, seconds / len(rows), self._setup, made.held)
             return found
         room = KEEP_FRACTION * available_bytes(rows.device)
         width = max(1, min(self._width, len(rows), int(room / max(1, made.held))))
@@ -179,8 +182,7 @@ class Engine:
         name = self._passing() if self._full else self._strategy
         make = partial(STRATEGIES[name], self._loss(part), self._curvature)
         seconds, made = autotune.timed(make, self._problem.device, wait=watched)
-        if watched:
-            self.known.learnt.observe(name, setup=seconds)
+        self._setup = seconds if watched else None
         autotune.cross_checked(name, made, self.known)
         if made.keeps:
             self._held += made.held
@@ -228,6 +230,9 @@ class Engine:
         known = self.known
         base = "double-backward-fresh" if self._full else "double-backward"
         candidates = autotune.PASSING if self._full else autotune.KEEPING
+        if not known.learnt.nodes and self._kept:
+            first = next(iter(self._kept.values()))
+            known.learnt.nodes = first.graph.nodes() if isinstance(first, DoubleBackward) else 0
         name = autotune.due(known, base, candidates)
         together = not self._full and autotune.block_is_due(known, self._strategy, len(rows))
         if name is None and not together:

@@ -47,29 +47,23 @@ class Learnt:
 
     Attributes:
         timings: By strategy.
+        nodes: Operations that a product by double backward goes through; 0 where that is not known.
         products: Products made at the last theta.
         in_products: Seconds spent on products.
         in_trials: Seconds spent on trying strategies.
     """
 
     timings: dict[str, Timing] = field(default_factory=dict)
+    nodes: int = 0
     products: int = 0
     in_products: float = 0.0
     in_trials: float = 0.0
 
-    def observe(self, name: str, setup: float | None = None, product: float | None = None, held: int = 0) -> None:
+    def observe(self, name: str, product: float, setup: float | None, held: int) -> None:
         """Notes seconds that were measured; the shortest count, since whatever else a machine does only adds."""
-        known = self.timings.get(name)
-        if known is None:
-            if product is not None:
-                self.timings[name] = Timing(setup or 0.0, product, held)
-            return
-        self.timings[name] = replace(
-            known,
-            setup=known.setup if setup is None else min(setup, known.setup),
-            product=known.product if product is None else min(product, known.product),
-            held=held or known.held,
-        )
+        known = self.timings.get(name, Timing(setup or 0.0, product))
+        setup = known.setup if setup is None else min(setup, known.setup)
+        self.timings[name] = replace(known, setup=setup, product=min(product, known.product), held=held or known.held)
 
     def best(self, names: Iterable[str], products: int, wide: bool) -> str | None:
         """The quickest of the timed strategies for so many products; None where none is timed."""

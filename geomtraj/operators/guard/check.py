@@ -19,6 +19,7 @@ from geomtraj.isolation import in_plain_torch
 from geomtraj.operators.evaluation.engine import Engine
 from geomtraj.operators.guard import culprits
 from geomtraj.operators.hvp.hessian import HESSIAN
+from geomtraj.operators.hvp.refusals import check_reached
 from geomtraj.problem import Problem, dense, leaves
 from geomtraj.seeding import gaussian, generator, rademacher
 from geomtraj.status import Code, Remark, Status
@@ -146,6 +147,7 @@ class _Check:
     """
 
     def __init__(self, problem: Problem, theta: Tensor):
+        check_reached(problem)
         self.problem = problem
         self.gradients = self.losses = self.made = 0
         self.loss_is_right = False

@@ -31,6 +31,10 @@ class Graph(ABC):
             batched: Whether there are several directions, along a first axis of each tensor.
         """
 
+    @abstractmethod
+    def nodes(self) -> int:
+        """Number of operations that a product goes back through."""
+
 
 @dataclass(frozen=True)
 class Curvature:

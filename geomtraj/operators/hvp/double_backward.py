@@ -11,6 +11,9 @@ from geomtraj.operators.hvp.batch_loss import BatchLoss
 class DoubleBackward(Strategy):
     """Reverse over reverse: the graph is built once, and each vector runs backward through it.
 
+    Attributes:
+        graph: What each vector runs backward through.
+
     Source: Pearlmutter (1994), "Fast exact multiplication by the Hessian".
     """
 
@@ -19,13 +22,13 @@ class DoubleBackward(Strategy):
 
     def __init__(self, loss: BatchLoss, curvature: Curvature):
         super().__init__(loss, curvature)
-        self._graph = curvature.graph(loss)
-        self.held = self._graph.held
+        self.graph = curvature.graph(loss)
+        self.held = self.graph.held
 
     def pieces(self, vector: Tensor) -> list[Tensor]:
         """The product with one vector (P,), by one backward pass."""
-        return self._graph.backward(self.loss.rows(vector))
+        return self.graph.backward(self.loss.rows(vector))
 
     def block(self, rows: Tensor) -> Tensor:
         """The products (k, P), by one backward pass mapped over the vectors."""
-        return flat(self._graph.backward(self.loss.rows(rows), batched=True), lead=1)
+        return flat(self.graph.backward(self.loss.rows(rows), batched=True), lead=1)

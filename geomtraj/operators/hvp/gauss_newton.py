@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from geomtraj.graphs import nodes_of
 from geomtraj.isolation import exact_arithmetic
 from geomtraj.memory import with_saved_bytes
 from geomtraj.operators.hvp.base import Curvature, Graph, flat
@@ -106,6 +107,10 @@ class GaussNewtonGraph(Graph):
             bent = self._split.curved(moved, batched)
             found = _grads(self._split.outputs, self._leaves, bent, batched)
         return [dense(g) for g in found]
+
+    def nodes(self) -> int:
+        """Number of operations in the graphs."""
+        return sum(1 for _ in nodes_of(*(t.grad_fn for t in (*self._transposed, *self._split.gradients))))
 
 
 def forward(loss: BatchLoss, along: Sequence[Tensor]) -> list[Tensor]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from geomtraj.graphs import nodes_of
 from geomtraj.isolation import exact_arithmetic
 from geomtraj.memory import with_saved_bytes
 from geomtraj.operators.hvp.base import Curvature, Graph, flat
@@ -50,6 +51,10 @@ class HessianGraph(Graph):
                 is_grads_batched=batched,
             )
         return [torch.zeros_like(d) if g is None else dense(g) for g, d in zip(found, along, strict=True)]
+
+    def nodes(self) -> int:
+        """Number of operations in the graph."""
+        return sum(1 for _ in nodes_of(*(g.grad_fn for g in self._gradients)))
 
 
 class Forwards:

@@ -13,7 +13,20 @@ from geomtraj.failures import is_out_of_memory
 from geomtraj.graphs import nodes_of
 from geomtraj.operators.hvp.batch_loss import BatchLoss
 from geomtraj.operators.hvp.gauss_newton import SplitLoss
-from geomtraj.problem import dense, leaves
+from geomtraj.problem import Problem, dense, leaves
+
+
+def check_reached(problem: Problem) -> None:
+    """The loss must depend on a selected parameter.
+
+    Raises:
+        ComputationError: It does not.
+    """
+    if set(problem.unused) == set(problem.layout):
+        raise ComputationError(
+            "no selected parameter reaches the loss, so its Hessian is zero: loss(model, batch) must compute with "
+            "the model it is given, without torch.no_grad() or .detach() on the way."
+        )
 
 
 def check_functions(*values: Tensor) -> None:
