@@ -38,7 +38,7 @@ class Graph(ABC):
 
 @dataclass(frozen=True)
 class Curvature:
-    """A curvature matrix of one batch's loss sum, by the three ways to differentiate that products can be made of.
+    """A curvature matrix of one batch's loss sum, by the three kinds of derivatives that products can be made of.
 
     Attributes:
         name: What the matrix is called.
