@@ -99,27 +99,27 @@ def _is_smooth(objective: Objective, batches: Iterable[Any], few: int | None) ->
     """
     try:
         fixed = _fixed(objective, _Fixed(1.0, 0.0, torch.float64))
-        none, once, twice = (_one_batch(objective, batches, _scaled(fixed, s), few) for s in (0.0, SHIFT, 2 * SHIFT))
+        none, once, twice = (_one_batch(objective, batches, fixed, s, few) for s in (0.0, SHIFT, 2 * SHIFT))
     except Exception:  # whatever a model raises on number types or sizes that it was not written for
         return False
     change = once - none
     return bool((twice - none - 2 * change).norm() < 0.02 * change.norm())
 
 
-def _scaled(fixed: Mapping[str, Tensor], shift: float) -> dict[str, Tensor]:
-    return {n: v * (1 + shift) if v.is_floating_point() else v for n, v in fixed.items()} if shift else dict(fixed)
-
-
-def _one_batch(objective: Objective, batches: Iterable[Any], fixed: dict[str, Tensor], few: int | None) -> Tensor:
+def _one_batch(
+    objective: Objective, batches: Iterable[Any], fixed: dict[str, Tensor], shift: float, few: int | None
+) -> Tensor:
+    """Losses of some examples with all parameters larger by a share; where there are none, what changes likewise."""
     at = _Fixed(1.0, 0.0, torch.float64)
+    values = {n: v * (1 + shift) if shift and v.is_floating_point() else v for n, v in fixed.items()}
     for batch in batches:
         n = None if few is None else count(batch)
         part = batch if few is None or n is None or n <= few else sliced(batch, n, few)[0]
-        losses, _ = objective.evaluated(_stand_ins(objective, fixed, at), part, at.dtype)
+        losses, _ = objective.evaluated(_stand_ins(objective, values, at), part, at.dtype)
         if losses.numel():
             losses = losses.detach().flatten()
             return losses if losses.dtype is torch.float64 else losses.double() * math.nan
-    return torch.ones(1, dtype=torch.float64)
+    return torch.tensor([1 + shift], dtype=torch.float64)
 
 
 def _moments(objective: Objective, names: list[str], batches: Iterable[Any], at: _Fixed, total: Sum) -> Tensor | None:
