@@ -1,18 +1,22 @@
-"""Hessian products and spectra by geomtraj and by its peers, in one process: time, memory, growth.
+"""Products and spectra by geomtraj and by its peers, in one process: time from a fresh operator, steady time, memory.
 
-    python benchmarks/engine.py --out benchmarks/results/engine-cpu.json
+    python benchmarks/engine.py --threads 1 --out benchmarks/results/engine-cpu-1.json
+    python benchmarks/engine.py --threads 2 --no-grow --out benchmarks/results/engine-cpu-2.json
 
-For each model, in rounds of alternating order: the time of one product over the time of one gradient, for geomtraj,
-hessian-eigenthings, curvlinops and PyHessian, each prepared as far as it can be (graphs that a library keeps are kept).
-Beside it the limit: matrix-product operations of a product over those of a gradient, counted while both run. Then the
-same spectrum by all: a density of 64 steps and 4 probes, and the 10 largest eigenpairs to a residual of 1e-3; and the
-growth of geomtraj's product with examples, parameters and vectors and of its density with steps. Two models of the size
-that people train take minutes and gigabytes, so they have to be named, with fewer products before the timing:
+For each model, first the seconds to 1, 10, 40 and 256 products with the Hessian and the Gauss-Newton matrix by an
+operator made anew, and to a density of 40 steps: on the wall and of all threads of the process, in rounds of
+alternating order. "geomtraj, new problem" has the check of derivatives in it. Then the steady state, in such rounds
+too: the time of one product over the time of one gradient, for geomtraj, hessian-eigenthings, curvlinops and PyHessian,
+each prepared as far as it can be (graphs that a library keeps are kept). Beside it the limit: matrix-product operations
+of a product over those of a gradient, counted while both run. Then the same spectrum by all: a density of 64 steps and
+4 probes, and the 10 largest eigenpairs to a residual of 1e-3; and the growth of geomtraj's product with examples,
+parameters and vectors and of its density with steps. Two models of the size that people train take minutes and
+gigabytes, so they have to be named, with fewer products before the timing:
 
-    python benchmarks/engine.py --models resnet-11M --warm-up 8 --rounds 5 --job-rounds 0 --no-grow --threads 1
-        --out benchmarks/results/engine-resnet-11M-cpu.json
-    python benchmarks/engine.py --models gpt-124M --warm-up 2 --rounds 3 --job-rounds 0 --no-grow --threads 1
-        --out benchmarks/results/engine-gpt-124M-cpu.json
+    python benchmarks/engine.py --models resnet-11M --warm-up 8 --rounds 5 --fresh-rounds 0 --job-rounds 0 --no-grow
+        --threads 1 --out benchmarks/results/engine-resnet-11M-cpu.json
+    python benchmarks/engine.py --models gpt-124M --warm-up 2 --rounds 3 --fresh-rounds 0 --job-rounds 0 --no-grow
+        --threads 1 --out benchmarks/results/engine-gpt-124M-cpu.json
 
 On a GPU add `--device cuda`. Work is then waited for before each look at the clock, memory is what torch allocated, and
 TF32 is off for all libraries.
@@ -27,17 +31,30 @@ import warnings
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import click
 import curvlinops
 import hessian_eigenthings
 import numpy as np
-import pyhessian
 import scipy.sparse.linalg
 import torch
-from common import MODELS, Trained, provenance, trained
+from common import MODELS, Trained, provenance
 from devices import peak_memory, synchronise
-from large import LARGE, large
+from fresh import COUNTS, measure_density, measure_fresh
+from large import LARGE
+from libraries import (
+    PEERS,
+    device_of,
+    eigenthings,
+    factories,
+    gradient_of,
+    in_math,
+    linops,
+    merged,
+    prepared,
+    problem_of,
+)
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -45,103 +62,21 @@ from torch.utils.flop_counter import FlopCounterMode
 import geomtraj as gt
 from geomtraj import tasks
 
-PEERS = ("hessian-eigenthings", "curvlinops", "pyhessian")
 STEPS, PROBES, PAIRS, RESIDUAL = 64, 4, 10, 1e-3
 
 
-def prepared(name: str, device: torch.device) -> Trained:
-    """The model of that name and its data on the device."""
-    case = large(name) if name in LARGE else trained(name)
-    case.model.to(device)
-    case.data = [(x.to(device), y.to(device)) for x, y in case.data]
-    return case
-
-
-def device_of(case: Trained) -> torch.device:
-    """Where the model lies."""
-    return next(case.model.parameters()).device
-
-
-def merged(case: Trained) -> tuple[Tensor, Tensor]:
-    """All data as one batch, since some peers average over batches whatever their sizes."""
-    return torch.cat([x for x, _ in case.data]), torch.cat([y for _, y in case.data])
-
-
-def problem_of(case: Trained) -> gt.Problem:
-    """The same model, loss and single batch for geomtraj."""
-    return gt.Problem(
-        case.model, lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none"),
-        [merged(case)],
-    )  # fmt: skip
-
-
-def gradient_of(case: Trained) -> Callable[[], object]:
-    """One gradient of the mean loss over all data by plain autograd, with the attention that products use."""
-    x, y = merged(case)
-    parameters = list(case.model.parameters())
-
-    def gradient() -> object:
-        with sdpa_kernel(SDPBackend.MATH):
-            return torch.autograd.grad(nn.functional.cross_entropy(case.model(x), y), parameters)
-
-    return gradient
-
-
-def products_of(case: Trained) -> dict[str, Callable[[Tensor], object]]:
-    """Library -> product of the Hessian of the mean loss with a vector (P,)."""
-    batch = merged(case)
-    return {
-        "geomtraj": gt.Hessian(problem_of(case)).__matmul__,
-        "hessian-eigenthings": in_math(eigenthings(case, batch).matvec),
-        "curvlinops": in_math(linops(case, batch).__matmul__),
-        "pyhessian": pyhessian_product(case, batch),
-    }
-
-
-def in_math(function: Callable) -> Callable:
-    """Without fused attention, which has no second derivative."""
-
-    def inside(*arguments: object) -> object:
-        with sdpa_kernel(SDPBackend.MATH):
-            return function(*arguments)
-
-    return inside
-
-
-def eigenthings(case: Trained, batch: tuple[Tensor, Tensor]) -> hessian_eigenthings.HessianOperator:
-    """The peer's operator."""
-    loss = hessian_eigenthings.supervised_loss(nn.CrossEntropyLoss())
-    return hessian_eigenthings.HessianOperator(case.model, [batch], loss)
-
-
-def linops(case: Trained, batch: tuple[Tensor, Tensor]) -> curvlinops.HessianLinearOperator:
-    """The peer's operator."""
-    parameters = list(case.model.parameters())
-    return curvlinops.HessianLinearOperator(
-        case.model, nn.CrossEntropyLoss(), parameters, [batch], check_deterministic=False, num_data=len(batch[1]),
-        batch_size_fn=lambda x: x.numel() if case.tokens else len(x),
-    )  # fmt: skip
-
-
-def pyhessian_product(case: Trained, batch: tuple[Tensor, Tensor]) -> Callable[[Tensor], object]:
-    """The peer's product by the graph that it keeps."""
-    with sdpa_kernel(SDPBackend.MATH):
-        peer = pyhessian.hessian(case.model, nn.CrossEntropyLoss(), data=batch, cuda=device_of(case).type == "cuda")
-    shapes = [p.shape for p in peer.params]
-
-    def product(vector: Tensor) -> object:
-        parts = vector.split([s.numel() for s in shapes])
-        along = [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
-        return pyhessian.hessian_vector_product(peer.gradsH, peer.params, along)
-
-    return product
-
-
-def counted(case: Trained) -> tuple[int, int]:
-    """Matrix-product operations of a gradient, and of a product with the primal pass kept."""
+def counted(case: Trained, matrix: str) -> tuple[int, int]:
+    """Matrix-product operations of a gradient, and of a product with all that does not depend on the vector kept."""
     gradient = gradient_of(case)
     with FlopCounterMode(display=False) as plain:
         gradient()
+    if matrix == "ggn":
+        ggn = gt.GGN(problem_of(case), strategy="double-backward")
+        vector = torch.ones(case.problem.size, device=device_of(case))
+        ggn @ vector
+        with FlopCounterMode(display=False) as product:
+            ggn @ vector
+        return plain.get_total_flops(), product.get_total_flops()
     x, y = merged(case)
     parameters = list(case.model.parameters())
     with sdpa_kernel(SDPBackend.MATH):
@@ -165,10 +100,10 @@ def in_rounds(functions: dict[str, Callable[[], object]], rounds: int) -> dict[s
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def measure_products(case: Trained, rounds: int, warm_up: int) -> dict:
+def measure_products(case: Trained, rounds: int, warm_up: int, matrix: str = "hessian") -> dict:
     """Seconds of a gradient and of products, their ratios, and memory, for one model."""
     device = device_of(case)
-    products = products_of(case)
+    products = {library: make() for library, make in factories(case, problem_of(case))[matrix].items()}
     vector = torch.randn(case.problem.size, generator=torch.Generator().manual_seed(0)).to(device)
     peak: dict[str, float] = {}
     difference: dict[str, float] = {}
@@ -186,7 +121,7 @@ def measure_products(case: Trained, rounds: int, warm_up: int) -> dict:
     )
     gradient = timed.pop("gradient")
     ratios = {name: seconds / gradient for name, seconds in timed.items()}
-    of_gradient, of_product = counted(case)
+    of_gradient, of_product = counted(case, matrix)
     rates = {"gradient": of_gradient / gradient / 1e12, "geomtraj": of_product / timed["geomtraj"] / 1e12}
     return {
         "parameters": case.problem.size,
@@ -194,11 +129,11 @@ def measure_products(case: Trained, rounds: int, warm_up: int) -> dict:
         "gradients per product": ratios,
         "limit by counting matrix products": of_product / of_gradient,
         "matrix TFLOP/s": rates,
-        "way": products["geomtraj"].__self__.strategy,
+        "strategy": products["geomtraj"].__self__.strategy,
         "peak_mib": peak,
         "difference from geomtraj": difference,
         "over hessian-eigenthings": ratios["geomtraj"] / ratios["hessian-eigenthings"],
-        "over the best peer": ratios["geomtraj"] / min(ratios[p] for p in PEERS),
+        "over the best peer": ratios["geomtraj"] / min(ratios[p] for p in PEERS if p in ratios),
     }
 
 
@@ -325,46 +260,75 @@ def draw(content: dict, path: Path) -> None:
 @click.option(
     "--models", default="mlp-1.1M,cnn-93k,gpt-117k,gpt-1.2M", help=f"With commas, of {', '.join([*MODELS, *LARGE])}."
 )
-@click.option("--rounds", default=9, help="Rounds of products.")
+@click.option("--rounds", default=9, help="Rounds of products in the steady state.")
 @click.option(
-    "--warm-up", default=120, help="Products before any is timed, among them those by which geomtraj chooses its way."
+    "--warm-up",
+    default=120,
+    help="Products before any is timed there, among them those that geomtraj tries strategies on.",
 )
+@click.option(
+    "--fresh-rounds", default=3, help="Rounds of fresh operators and of densities from them; 0 leaves it out."
+)
+@click.option("--counts", default=",".join(map(str, COUNTS)), help="Products by fresh operators.")
 @click.option("--job-rounds", default=3, help="Rounds of the whole spectrum; 0 leaves it out.")
 @click.option("--grow/--no-grow", default=True)
 @click.option("--threads", default=2)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu")
 @click.option("--out", type=click.Path(path_type=Path), required=True)
-def main(
-    models: str, rounds: int, warm_up: int, job_rounds: int, grow: bool, threads: int, device: str, out: Path
-) -> None:
+def main(**options: Any) -> None:
     """Run the benchmark; write its numbers as JSON and a figure beside it."""
+    device, out = options["device"], options["out"]
     if device == "cuda" and not torch.cuda.is_available():
         raise click.UsageError("torch sees no CUDA GPU here: leave out --device cuda.")
-    torch.set_num_threads(threads)
+    torch.set_num_threads(options["threads"])
     torch.backends.cudnn.allow_tf32 = False
     warnings.filterwarnings("ignore")
-    command = (
-        f"python benchmarks/engine.py --models {models} --rounds {rounds} --warm-up {warm_up} "
-        f"--job-rounds {job_rounds} --{'' if grow else 'no-'}grow --threads {threads} --device {device}"
-    )
     peers = ("hessian-eigenthings", "curvlinops-for-pytorch", "pyhessian")
-    content = provenance(f"{command} --out {out}", **{p: version(p) for p in peers})
+    content = provenance(command_of(options), **{p: version(p) for p in peers})
     content["models"] = {}
     out.parent.mkdir(parents=True, exist_ok=True)
-    for name in models.split(","):
-        case = prepared(name, torch.device(device))
-        found = content["models"][name] = measure_products(case, rounds, warm_up)
-        ratios = ", ".join(f"{library} {ratio:.2f}" for library, ratio in found["gradients per product"].items())
-        counted = found["limit by counting matrix products"]
-        click.echo(f"{name}: gradients per product: {ratios}; limit {counted:.2f}; way {found['way']}")
-        if job_rounds:
-            found["spectrum"] = measure_spectrum(case, job_rounds)
-            click.echo(f"{name}: spectrum {json.dumps(found['spectrum'])}")
+    for name in options["models"].split(","):
+        content["models"][name] = found = {}
+        measure(name, prepared(name, torch.device(device)), options, found)
         out.write_text(json.dumps(content, indent=1))
-    if grow:
+    if options["grow"]:
         content["growth"] = growth(device)
     out.write_text(json.dumps(content, indent=1))
     draw(content, out.with_suffix(".png"))
+
+
+def command_of(options: dict[str, Any]) -> str:
+    """The command that gives the same again."""
+    words = ["python benchmarks/engine.py"]
+    for name, value in options.items():
+        flag = name.replace("_", "-")
+        words.append(f"--{'' if value else 'no-'}{flag}" if isinstance(value, bool) else f"--{flag} {value}")
+    return " ".join(words)
+
+
+def measure(name: str, case: Trained, options: dict[str, Any], found: dict) -> None:
+    """All of one model, into `found`."""
+    rounds, counts = options["fresh_rounds"], tuple(int(n) for n in options["counts"].split(","))
+    for matrix in ("hessian", "ggn") if rounds else ():
+        found[f"fresh {matrix}"] = fresh = measure_fresh(case, counts, rounds, matrix)
+        for clock in ("seconds", "cpu"):
+            ratios = ", ".join(f"{r:.2f}" for r in fresh[f"{clock} over the best peer"])
+            click.echo(
+                f"{name}: {matrix} from a fresh operator, {counts} products, {clock} over the best peer: {ratios}"
+            )
+    if rounds:
+        found["fresh density"] = measure_density(case, rounds)
+        click.echo(f"{name}: {json.dumps(found['fresh density'])}")
+    if options["rounds"]:
+        found |= (steady := measure_products(case, options["rounds"], options["warm_up"]))
+        found["ggn"] = measure_products(case, options["rounds"], options["warm_up"], "ggn")
+        for matrix, of in (("hessian", steady), ("ggn", found["ggn"])):
+            ratios = ", ".join(f"{library} {ratio:.2f}" for library, ratio in of["gradients per product"].items())
+            limit = of["limit by counting matrix products"]
+            click.echo(f"{name}: gradients per {matrix} product: {ratios}; limit {limit:.2f}; {of['strategy']}")
+    if options["job_rounds"]:
+        found["spectrum"] = measure_spectrum(case, options["job_rounds"])
+        click.echo(f"{name}: spectrum {json.dumps(found['spectrum'])}")
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def main(blocks: str, steps: int, starts: int, lanczos: int, most: int, out: Pat
             run = train(task, optimizer, lr, steps, 0, path=Path(folder) / "run", progress=False)
             model = double.model(0)
             run.load_into(model, run.steps[-1])
-        hessian = Hessian(double.problem(model), strategy="kept")
+        hessian = Hessian(double.problem(model), strategy="double-backward")
         for name in [block.name for block in hessian.blocks.select(blocks.split(","))]:
             matrix = hessian.block(name).dense()
             values = torch.linalg.eigvalsh((matrix + matrix.T) / 2)

@@ -17,7 +17,7 @@ from pathlib import Path
 import click
 import torch
 from common import provenance, trained
-from engine import problem_of
+from libraries import problem_of
 from torch import Tensor
 
 import geomtraj as gt
@@ -120,7 +120,7 @@ def main(models: str, noises: str, out: Path) -> None:
             content["matrices"][label] = compared(matrix.__matmul__, start, levels[:1])
     for name in models.split(","):
         click.echo(name)
-        hessian = gt.Hessian(problem_of(trained(name)), strategy="kept")
+        hessian = gt.Hessian(problem_of(trained(name)), strategy="double-backward")
         content["models"][name] = compared(hessian.__matmul__, torch.randn(hessian.shape[0], generator=rng), levels)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(content, indent=1))

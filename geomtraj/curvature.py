@@ -48,6 +48,7 @@ def of_problem_or_operator(function: Callable[P, R]) -> Callable[P, R]:
         problem = getattr(H, "problem", None)
         return found if problem is None else replace(found, status=with_remark(problem, found.status))
 
+    call.__module__ = __name__  # where it is found again when it is unpickled
     signature = inspect.signature(function)
     extra = inspect.Parameter("theta", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="Tensor | None")
     call.__signature__ = signature.replace(parameters=[*signature.parameters.values(), extra])  # type: ignore[attr-defined]

@@ -16,7 +16,7 @@ _SENTENCES: list[tuple[str, type[GeomtrajError], str]] = [
         r"differentiate twice|double backward",
         ComputationError,
         "the model uses an operation without a second derivative ({first}): replace it by plain torch operations, or "
-        "pass strategy='differences' to gt.Hessian for finite differences of gradients.",
+        "pass strategy='finite-differences' to gt.Hessian for finite differences of gradients.",
     ),
     (
         r"support the deepcopy protocol",
@@ -40,7 +40,8 @@ _SENTENCES: list[tuple[str, type[GeomtrajError], str]] = [
     (
         r"forward AD|forward mode|jvp",
         ComputationError,
-        "the model uses an operation without a forward derivative ({first}): choose strategy='kept' or 'auto'.",
+        "the model uses an operation without a forward derivative ({first}): choose strategy='double-backward' or "
+        "'auto'.",
     ),
     (
         r"[Ee]xpected all tensors to be on the same device|different devices?|is on cpu, but expected|"

@@ -13,6 +13,7 @@ from torch import Tensor
 from geomtraj.objective import Objective
 from geomtraj.parameter_names import named_parameters
 from geomtraj.seeding import gaussian, generator
+from geomtraj.slicing import count, sliced
 
 SCALES = (1.0, 0.3)
 """Sizes of the parameters' fixed values, at each of which the losses are taken."""
@@ -20,6 +21,8 @@ NUMBERS = 65537
 """How many random numbers the fixed values are filled with, again and again; a prime, so that no row repeats."""
 SHIFT = 1e-10
 """Relative change of the parameters by which it is found out whether the model computes in float64."""
+FEW = 4
+"""Examples that are looked at first for that."""
 DIGITS = {torch.float64: 8, torch.float32: 3}
 """Digits of the losses' moments that count, by the number type in which they could be computed."""
 
@@ -81,24 +84,43 @@ def number_type(objective: Objective, name: str, batches: Iterable[Any], total: 
     """float64 if the model computes in it throughout, else float32."""
     parameter = named_parameters(objective.model)[name]
     single = torch.zeros((), dtype=torch.float64, device=parameter.device)
-    try:
-        none, once, twice = (_one_batch(objective, batches, 1 + shift) for shift in (0.0, SHIFT, 2 * SHIFT))
-        # Where something is rounded to float32 on the way, twice the shift does not change losses by twice as much.
-        change = once - none
-        single += not (twice - none - 2 * change).norm() < 0.02 * change.norm()
-    except Exception:  # whatever a model raises on number types that it was not written for
-        single += 1
+    single += not any(_is_smooth(objective, batches, few) for few in (FEW, None))
     return torch.float32 if bool(total(single) > 0) else torch.float64
 
 
-def _one_batch(objective: Objective, batches: Iterable[Any], scale: float) -> Tensor:
-    at = _Fixed(scale, 0.0, torch.float64)
+def _is_smooth(objective: Objective, batches: Iterable[Any], few: int | None) -> bool:
+    """Whether a tiny change of the parameters, and twice that, change the losses by as much, and by twice as much.
+
+    Where something is rounded to float32 on the way they do not.
+
+    Args:
+        objective: Model and loss.
+        batches: The batches, of which the first with losses is looked at.
+        few: How many of its examples; None for all, where a few do not stand for themselves or do not change.
+    """
+    try:
+        fixed = _fixed(objective, _Fixed(1.0, 0.0, torch.float64))
+        none, once, twice = (_one_batch(objective, batches, fixed, s, few) for s in (0.0, SHIFT, 2 * SHIFT))
+    except Exception:  # whatever a model raises on number types or sizes that it was not written for
+        return False
+    change = once - none
+    return bool((twice - none - 2 * change).norm() < 0.02 * change.norm())
+
+
+def _one_batch(
+    objective: Objective, batches: Iterable[Any], fixed: dict[str, Tensor], shift: float, few: int | None
+) -> Tensor:
+    """Losses of some examples with all parameters larger by a share; where there are none, what changes likewise."""
+    at = _Fixed(1.0, 0.0, torch.float64)
+    values = {n: v * (1 + shift) if shift and v.is_floating_point() else v for n, v in fixed.items()}
     for batch in batches:
-        losses, _ = objective.evaluated(_stand_ins(objective, _fixed(objective, at), at), batch, at.dtype)
+        n = None if few is None else count(batch)
+        part = batch if few is None or n is None or n <= few else sliced(batch, n, few)[0]
+        losses, _ = objective.evaluated(_stand_ins(objective, values, at), part, at.dtype)
         if losses.numel():
             losses = losses.detach().flatten()
             return losses if losses.dtype is torch.float64 else losses.double() * math.nan
-    return torch.tensor([scale], dtype=torch.float64)
+    return torch.tensor([1 + shift], dtype=torch.float64)
 
 
 def _moments(objective: Objective, names: list[str], batches: Iterable[Any], at: _Fixed, total: Sum) -> Tensor | None:

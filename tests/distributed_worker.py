@@ -110,7 +110,7 @@ def said(action, then=lambda: None):
 
 
 def fail_on_the_side(problem):
-    """What an operator may do on one process alone: try a way that fails, or run out of memory and try again."""
+    """What an operator may do on one process alone: try a strategy that fails, or run out of memory and try again."""
     with problem.session():
         try:
             with problem.session():
@@ -176,7 +176,7 @@ def products(rank, size, trouble):
         return case.problem._loss(model, batch)
 
     problem = gt.Problem(case.problem.model, losses, batches, group=dist.group.WORLD)
-    ggn = gt.GGN(problem)
+    ggn = gt.GGN(problem, strategy="double-backward-fresh")  # the loss is evaluated in each product
     vector = problem.theta()
     print("started", flush=True)
     while True:

@@ -138,11 +138,11 @@ def main(names):
         same(f"{name} loss", there.loss(), here.loss())
         same(f"{name} gradient", there.gradient(), here.gradient())
         vectors = torch.randn(here.size, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        for way in ("kept", "fresh", "linearized-reverse", "differences"):
+        for way in ("double-backward", "double-backward-fresh", "linearized-double-backward", "finite-differences"):
             products = (gt.Hessian(p, strategy=way) @ v for p, v in ((there, vectors.to("sim")), (here, vectors)))
             same(f"{name} products, {way}", *products)
         same(f"{name} GGN", gt.GGN(there) @ vectors.to("sim"), gt.GGN(here) @ vectors)
-        H, K = gt.Hessian(there, strategy="kept"), gt.Hessian(here, strategy="kept")
+        H, K = gt.Hessian(there, strategy="double-backward"), gt.Hessian(here, strategy="double-backward")
         same(f"{name} dense", H.dense(), K.dense())
         same(f"{name} eigsh", gt.eigsh(H, k=3, which="LM").values, gt.eigsh(K, k=3, which="LM").values, 1e-8)
         found, known = (gt.spectral_density(A, steps=12, probes=2) for A in (H, K))

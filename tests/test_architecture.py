@@ -22,6 +22,7 @@ FLOORS = [
         "hashed_signs",
         "layout",
         "memory",
+        "microbatches",
         "seeding",
         "slicing",
         "status",

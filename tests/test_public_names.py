@@ -1,7 +1,11 @@
+import ast
+import importlib
 import inspect
+import pickle
 import subprocess
 import sys
 from operator import attrgetter
+from pathlib import Path
 
 import geomtraj as gt
 
@@ -54,6 +58,47 @@ def test_every_public_name_has_a_docstring():
             assert inspect.getdoc(thing), name
 
 
-def test_figures_are_imported_when_they_are_drawn():
-    code = "import sys, geomtraj; print([name for name in ('matplotlib', 'pandas') if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+HEAVY = ("torch", "numpy", "scipy", "h5py", "matplotlib", "pandas", "tqdm", "jinja2", "rich", "click", "cloudpickle")
+STEPS = {
+    "import geomtraj as gt": HEAVY,
+    "gt.Problem, gt.Recorder, gt.Trajectory, gt.at": ("scipy", "h5py", "matplotlib", "pandas", "torch._dynamo"),
+    "gt.Hessian, gt.GGN, gt.eigsh, gt.spectral_density, gt.trace, gt.diagonal": (
+        "scipy.stats", "scipy.optimize", "h5py", "matplotlib", "pandas", "jinja2", "torch._dynamo"
+    ),
+    "gt.measure, gt.contrast, gt.report, gt.plot, gt.STATISTICS": ("h5py", "matplotlib", "pandas", "torch._dynamo"),
+}  # fmt: skip
+
+
+def test_what_takes_long_to_import_is_imported_where_it_is_used():
+    lines = ["import sys"]
+    for step, absent in STEPS.items():
+        lines += [step, f"print([name for name in {absent!r} if name in sys.modules])"]
+    code = "\n".join(lines)
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert found == "[]\n" * len(STEPS)
+
+
+def test_names_are_there_before_they_are_imported():
+    code = (
+        "import geomtraj as gt; assert set(gt.__all__) <= set(dir(gt)); "
+        "from geomtraj import *; assert all(globals()[name] is getattr(gt, name) for name in gt.__all__); "
+        "assert gt.statistics.REGISTRY is STATISTICS; assert not hasattr(gt, 'nothing') and not hasattr(gt, '_nothing')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_public_names_are_the_same_to_python_and_to_type_checkers():
+    tree = ast.parse(Path(gt.__file__).read_text())
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    seen = {alias.asname or alias.name: node.module for node in block.body for alias in node.names}
+    assert {*seen, "__version__"} == set(gt.__all__)
+    for name, module in seen.items():
+        if name not in gt._MODULES:
+            assert getattr(gt, name) is getattr(importlib.import_module(module), gt._RENAMED.get(name, name)), name
+
+
+def test_classes_and_functions_are_pickled_by_where_they_are_defined():
+    for name in gt.__all__:
+        thing = getattr(gt, name)
+        if callable(thing):
+            assert pickle.loads(pickle.dumps(thing)) is thing, name

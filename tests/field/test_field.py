@@ -13,7 +13,7 @@ import torch
 from field.entry import Reference
 
 import geomtraj as gt
-from geomtraj.operators.ways import WAYS
+from geomtraj.operators.hvp import STRATEGIES
 
 KINDS = sorted(p.stem for p in (Path(__file__).parent / "kinds").glob("*.py"))
 ALL = {f"{kind}-{e.name}": e for kind in KINDS for e in importlib.import_module(f"field.kinds.{kind}").ENTRIES}
@@ -22,7 +22,7 @@ LARGE = {"parameters-three_thousand", "models-moving_teacher"}
 """Entries whose Hessian is not compared entry by entry."""
 UNTRAINABLE = {"elsewhere-views_made_before"}
 """Entries whose model torch refuses to run after a step of an optimizer."""
-SLOW = {("linearized-forward", "parameters-three_thousand")}
+SLOW = {("linearized-forward-over-reverse", "parameters-three_thousand")}
 """Strategies that take long to prepare where parameters are many."""
 REFUSED = {name: e for name, e in ALL.items() if e.refused is not None}
 
@@ -70,12 +70,12 @@ def test_products(name):
     with at.situation.around():
         assert [float(at.problem.loss()), float(at.problem.loss(at.theta + 0.1))] == pytest.approx(values)
         close(at.problem.gradient(), gradient)
-        for strategy in (w for w in WAYS if w != "compiled" and (w, name) not in SLOW):
+        for strategy in (w for w in STRATEGIES if w != "compiled" and (w, name) not in SLOW):
             hessian = gt.Hessian(at.problem, strategy=strategy)
             try:
                 first = hessian @ v
             except gt.ComputationError:  # a sentence: forward derivatives and recording do not work on every model
-                assert strategy not in ("kept", "fresh", "differences")
+                assert strategy not in ("double-backward", "double-backward-fresh", "finite-differences")
                 continue
             at.problem.loss()  # whatever is evaluated in between
             for each in (first, hessian @ v):

@@ -1,6 +1,7 @@
-"""Choosing a way, memory that does not suffice, and models that cannot be differentiated."""
+"""Choosing a strategy, memory that does not suffice, and models that cannot be differentiated."""
 
 import gc
+import math
 import re
 import subprocess
 import sys
@@ -9,175 +10,286 @@ import weakref
 import pytest
 import torch
 from models import CASES, cross_entropy, split
+from strategy_cases import STRATEGY_CASES
+from test_strategies import MATRICES
 from torch import nn
 from torch.nn import functional as F
-from way_cases import WAY_CASES
 
 import geomtraj as gt
 from geomtraj.errors import ComputationError, InputError
 from geomtraj.failures import explained, is_out_of_memory
-from geomtraj.operators import choice
-from geomtraj.operators.choice import Timing
-from geomtraj.operators.ways import WAYS
-from geomtraj.operators.ways.kept import Kept
-from geomtraj.operators.ways.linearized import LinearizedForward
+from geomtraj.operators.evaluation import autotune, timings
+from geomtraj.operators.evaluation.timings import Timing
+from geomtraj.operators.hvp import STRATEGIES
+from geomtraj.operators.hvp.batch_loss import BatchLoss
+from geomtraj.operators.hvp.double_backward import DoubleBackward
+from geomtraj.operators.hvp.hessian import HESSIAN
+from geomtraj.operators.hvp.linearized import LinearizedForwardOverReverse
 
 
 def close(a, b):
     return float((a - b).abs().max()) <= 1e-10 * float(b.abs().max())
 
 
+@pytest.fixture(autouse=True)
+def nothing_learnt(monkeypatch):
+    """A process that has measured nothing yet."""
+    monkeypatch.setattr(timings, "STRUCTURES", {})
+
+
 @pytest.fixture
 def eager_trials(monkeypatch):
-    """A trial before the third product."""
-    monkeypatch.setattr(choice, "TRIAL_PRODUCTS", 2)
-    for gates in (choice.KEEPING, choice.PASSING):
-        for way in gates:
-            monkeypatch.setitem(gates, way, 0.0)
+    """A trial after each call, whatever it costs."""
+    monkeypatch.setattr(autotune, "SHARE", math.inf)
 
 
-def pretend(monkeypatch, **seconds):
-    """Timings as if each way took so long, whatever the machine does."""
-    real = choice.try_ways
+class Clock:
+    """Seconds that strategies are pretended to take, in the place of the machine's."""
 
-    def try_ways(names, loss, width, room, learnt):
-        real(names, loss, width, room, learnt)
-        for name in learnt.timings:
-            learnt.timings[name] = Timing(0.0, seconds[name.replace("-", "_")])
+    def __init__(self, monkeypatch, setup=None, block=None, **product):
+        self.setup, self.block = setup or {}, block or {}
+        self.product = {name.replace("_", "-"): seconds for name, seconds in product.items()}
+        self.now = 0.0
+        self.tried = []
+        monkeypatch.setattr(autotune, "clock", lambda device: self.now)
+        for name, kind in list(STRATEGIES.items()):
+            if name in self.product:
+                monkeypatch.setitem(STRATEGIES, name, self.slowed(name, kind))
 
-    monkeypatch.setattr(choice, "try_ways", try_ways)
+    def slowed(self, name, kind):
+        clock = self
+
+        class Slowed(kind):
+            def __init__(self, loss, curvature):
+                clock.now += clock.setup.get(name, 0.0)
+                clock.tried += [name]
+                super().__init__(loss, curvature)
+
+            def products(self, rows):
+                clock.now += clock.product[name] * len(rows)
+                return super().products(rows)
+
+            def block(self, rows):
+                clock.now += clock.block.get(name, 10 * clock.product[name]) * len(rows)
+                return super().block(rows)
+
+        return Slowed
 
 
-@pytest.mark.parametrize("name", WAY_CASES)
-def test_auto_gives_the_dense_hessian_before_and_after_its_choice(name, eager_trials):
-    case = WAY_CASES[name]()
-    dense = case.hessian()
+def single(case):
+    """The case with all its data in one batch."""
+    x, y = (torch.cat(parts) for parts in zip(*case.problem.batches, strict=True))
+    return gt.Problem(case.problem.model, cross_entropy, [(x, y)])
+
+
+def strategies(operator, vector, count):
+    found = []
+    for _ in range(count):
+        operator @ vector
+        found.append(operator.strategy)
+    return found
+
+
+@pytest.mark.parametrize("matrix", MATRICES)
+@pytest.mark.parametrize("name", STRATEGY_CASES)
+def test_auto_gives_the_dense_matrix_before_and_after_its_choice(matrix, name, eager_trials):
+    case = STRATEGY_CASES[name]()
+    operator, _, oracle = MATRICES[matrix]
+    dense = oracle(case)
     for _ in range(2):
-        assert close(gt.Hessian(case.problem).dense(chunk=2), dense)
+        assert close(operator(case.problem).dense(chunk=2), dense)
 
 
-def test_auto_takes_the_quickest_way_and_remembers_it(monkeypatch, eager_trials):
-    pretend(monkeypatch, kept=3.0, linearized_forward=1.0, linearized_reverse=2.0)
-    case = CASES["mlp"]()
-    vector = case.problem.theta()
-    first = gt.Hessian(case.problem)
-    ways = []
-    for _ in range(3):
-        first @ vector
-        ways.append(first.strategy)
-    assert ways == ["kept", "kept", "linearized-forward"]
-    assert first.timings == {"kept": 3.0, "linearized-forward": 1.0, "linearized-reverse": 2.0}
-    monkeypatch.setattr(choice, "try_ways", None)  # another trial would fail
-    later = gt.Hessian(case.problem, case.problem.theta() + 1)
-    later @ vector
-    assert later.strategy == "linearized-forward"
+@pytest.mark.parametrize("operator", [gt.Hessian, gt.GGN])
+def test_auto_takes_the_quickest_strategy_and_remembers_it(monkeypatch, eager_trials, operator):
+    clock = Clock(monkeypatch, double_backward=3.0, linearized_forward_over_reverse=1.0, linearized_double_backward=2.0)
+    problem = single(CASES["mlp"]())
+    vector = problem.theta()
+    first = operator(problem)
+    assert strategies(first, vector, 3) == [
+        "linearized-double-backward", "linearized-forward-over-reverse", "linearized-forward-over-reverse"
+    ]  # fmt: skip
+    assert first.timings == {
+        "double-backward": 3.0, "linearized-forward-over-reverse": 1.0, "linearized-double-backward": 2.0
+    }  # fmt: skip
+    clock.tried.clear()
+    later = operator(problem, problem.theta() + 1)
+    again = operator(single(CASES["mlp"]()))  # another problem of the same structure
+    for each in (later, again):
+        assert strategies(each, vector, 2) == ["linearized-forward-over-reverse"] * 2
+    assert "linearized-double-backward" not in clock.tried
+
+
+def test_trials_take_a_twentieth_of_the_time_of_products(monkeypatch):
+    clock = Clock(
+        monkeypatch, double_backward=1.0, linearized_double_backward=0.9, setup={"linearized-double-backward": 6}
+    )
+    problem = single(CASES["mlp"]())
+    monkeypatch.setattr(autotune, "COMPILER", 0.0)
+    gt.Hessian(problem).check()
+    hessian, vector, spent, start = gt.Hessian(problem), problem.theta(), [], clock.now
+    for n in range(1, 201):
+        hessian @ vector
+        spent.append((clock.now - start) / n)
+        assert hessian._engine.known.learnt.in_trials <= autotune.SHARE * n + 1e-9
+    assert "linearized-double-backward" not in clock.tried[:1] and hessian.strategy == "linearized-double-backward"
+    assert max(spent) <= 1.05
+
+
+def test_the_strategy_of_statistics_is_never_changed_nor_its_bits(monkeypatch, eager_trials):
+    clock = Clock(monkeypatch, double_backward=3.0, linearized_double_backward=1.0, block={"double-backward": 0.1})
+    problem = single(CASES["mlp"]())
+    vectors = torch.randn(problem.size, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    before = gt.Hessian(problem, strategy="double-backward") @ vectors
+    auto = gt.Hessian(problem)
+    for _ in range(4):
+        auto @ vectors
+    clock.tried.clear()
+    fixed = gt.Hessian(problem, problem.theta(), strategy="double-backward")
+    assert all(torch.equal(fixed @ vectors, before) for _ in range(3))
+    assert set(clock.tried) == {"double-backward"}
 
 
 def test_without_a_forward_derivative_auto_takes_the_other_recording(monkeypatch, eager_trials):
-    pretend(monkeypatch, kept=3.0, linearized_reverse=1.0)
-    case = WAY_CASES["silu"]()
+    Clock(monkeypatch, double_backward=3.0, linearized_double_backward=1.0)
+    case = STRATEGY_CASES["silu"]()
     hessian = gt.Hessian(case.problem)
     hessian.dense(chunk=1)
-    assert hessian.strategy == "linearized-reverse"
-    assert "silu_backward" in hessian.timings["linearized-forward"]
+    assert hessian.strategy == "linearized-double-backward"
+    assert "silu_backward" in hessian.timings["linearized-forward-over-reverse"]
 
 
 def test_a_long_preparation_waits_for_many_products(monkeypatch, eager_trials):
-    real = choice.try_ways
-
-    def try_ways(names, loss, width, room, learnt):
-        real(names, loss, width, room, learnt)
-        learnt.timings = {"kept": Timing(0.0, 1.0), "linearized-forward": Timing(5.0, 0.5)}
-
-    monkeypatch.setattr(choice, "try_ways", try_ways)
-    case = CASES["mlp"]()
-    hessian = gt.Hessian(case.problem)
-    ways = []
-    for _ in range(13):
-        hessian @ case.problem.theta()
-        ways.append(hessian.strategy)
-    assert ways == ["kept"] * 11 + ["linearized-forward"] * 2
+    monkeypatch.setattr(autotune, "KEEPING", ("linearized-double-backward",))
+    Clock(monkeypatch, double_backward=1.0, linearized_double_backward=0.5, setup={"linearized-double-backward": 5.0})
+    problem = CASES["mlp"]().problem  # of two batches, so that not all is prepared by the trial
+    found = strategies(gt.Hessian(problem), problem.theta(), 20)
+    changed = found.index("linearized-double-backward")
+    assert found == ["double-backward"] * changed + ["linearized-double-backward"] * (20 - changed)
+    assert 5 <= changed <= 12
 
 
-def test_a_way_with_wrong_numbers_is_never_chosen(monkeypatch, eager_trials):
-    pretend(monkeypatch, kept=3.0, linearized_forward=1.0, linearized_reverse=2.0)
-    right = LinearizedForward.pieces
+def test_a_strategy_with_wrong_numbers_is_never_chosen(monkeypatch, eager_trials):
+    right = LinearizedForwardOverReverse.pieces
 
     def pieces(self, v):
         return [torch.cat([p.flatten() for p in right(self, v)]) * (1 + 1e-5 * (v.cumsum(0) > 0))]
 
-    monkeypatch.setattr(LinearizedForward, "pieces", pieces)
+    monkeypatch.setattr(LinearizedForwardOverReverse, "pieces", pieces)
+    Clock(monkeypatch, double_backward=3.0, linearized_forward_over_reverse=1.0, linearized_double_backward=2.0)
     case = CASES["gpt"]()
     hessian = gt.Hessian(case.problem)
     assert close(hessian.dense(chunk=1), case.hessian())
-    assert hessian.strategy == "kept"  # the reverse way runs its program by the same code
-    assert "other numbers" in hessian.timings["linearized-forward"]
+    assert hessian.strategy == "double-backward"  # the other recording runs its program by the same code
+    assert "other numbers" in hessian.timings["linearized-forward-over-reverse"]
     with pytest.raises(
-        ComputationError, match=r"strategy='linearized-forward' gives other numbers .* leave strategy='auto'"
+        ComputationError,
+        match=r"strategy='linearized-forward-over-reverse' gives other numbers .* leave strategy='auto'",
     ):
-        gt.Hessian(CASES["gpt"]().problem, strategy="linearized-forward") @ case.problem.theta()
+        gt.Hessian(CASES["gpt"]().problem, strategy="linearized-forward-over-reverse") @ case.problem.theta()
 
 
-def test_an_unknown_way_is_named():
-    with pytest.raises(InputError, match=r"unknown strategy 'kep'.*did you mean 'kept'"):
-        gt.Hessian(CASES["mlp"]().problem, strategy="kep")
+def test_what_was_learnt_of_a_structure_is_no_promise(monkeypatch, eager_trials):
+    monkeypatch.setattr(autotune, "KEEPING", ("linearized-double-backward",))
+    Clock(monkeypatch, double_backward=3.0, linearized_double_backward=1.0)
+    first, second = single(CASES["mlp"]()), single(CASES["mlp"]())
+    assert strategies(gt.Hessian(first), first.theta(), 3)[-1] == "linearized-double-backward"
+    expected = gt.Hessian(second, strategy="double-backward") @ second.theta()
+
+    def broken(self, *args):
+        raise NotImplementedError("not on this one")
+
+    monkeypatch.setattr(STRATEGIES["linearized-double-backward"], "__init__", broken)
+    hessian = gt.Hessian(second)
+    assert close(hessian @ second.theta(), expected)
+    assert hessian.strategy == "double-backward"
+    assert hessian.timings["linearized-double-backward"] == "not on this one"
+
+
+def test_an_unknown_strategy_is_named():
+    with pytest.raises(InputError, match=r"unknown strategy 'double-bakward'.*did you mean 'double-backward'"):
+        gt.Hessian(CASES["mlp"]().problem, strategy="double-bakward")
+    with pytest.raises(InputError, match="unknown strategy 'fast'"):
+        gt.GGN(CASES["mlp"]().problem, strategy="fast")
+
+
+def learnt(problem, curvature=HESSIAN):
+    return timings.known(problem, curvature, problem.layout)
 
 
 def test_several_vectors_go_in_one_pass_where_that_is_faster(monkeypatch):
     case = CASES["mlp"]()
-    known = choice.history(case.problem, case.problem.layout)
-    known.timings = {"kept": Timing(0.0, 1.0, block=0.5)}
+    of = learnt(case.problem).learnt.timings
+    of["double-backward"] = Timing(0.0, 1e-9, block=1e-10)
     widths = []
-    right = Kept.block
-    monkeypatch.setattr(Kept, "block", lambda self, rows: widths.append(len(rows)) or right(self, rows))
+    right = DoubleBackward.block
+    monkeypatch.setattr(DoubleBackward, "block", lambda self, rows: widths.append(len(rows)) or right(self, rows))
     vectors = torch.randn(case.problem.size, 5, dtype=torch.float64)
     assert close(gt.Hessian(case.problem) @ vectors, case.hessian() @ vectors)
     assert widths == [5, 5]  # two batches
-    known.timings = {"kept": Timing(0.0, 0.5, block=1.0)}
+    of["double-backward"] = Timing(0.0, 1e-9, block=1.0)
     gt.Hessian(case.problem) @ vectors
     assert widths == [5, 5]
+
+
+def test_several_vectors_in_one_pass_are_tried_once(monkeypatch, eager_trials):
+    monkeypatch.setattr(autotune, "KEEPING", ())
+    clock = Clock(monkeypatch, double_backward=1.0, block={"double-backward": 0.25})
+    problem = single(CASES["mlp"]())
+    vectors = torch.randn(problem.size, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = gt.Hessian(problem, strategy="double-backward").dense() @ vectors
+    hessian, start = gt.Hessian(problem), clock.now
+    steps = []
+    for _ in range(3):
+        assert close(hessian @ vectors, expected)
+        steps.append(clock.now - start)
+        start = clock.now
+    assert steps == [5.0, 1.0, 1.0]  # four products and a trial, then one pass
 
 
 # Memory
 
 
 class Shortage:
-    """Lets a way fail for lack of memory where more than `limit` examples or vectors come at once."""
+    """Lets a strategy fail for lack of memory where more than `limit` examples or vectors come at once."""
 
     def __init__(self, monkeypatch, limit, device_error=True, counts=lambda loss: len(loss.batch[0])):
         self.failures = 0
-        right = Kept.__init__
+        right = DoubleBackward.__init__
 
-        def refuse(way, loss):
+        def refuse(strategy, loss, curvature):
             if counts(loss) > limit:
                 self.failures += 1
                 if device_error:
                     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
                 raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory")
-            right(way, loss)
+            right(strategy, loss, curvature)
 
-        monkeypatch.setattr(Kept, "__init__", refuse)
+        monkeypatch.setattr(DoubleBackward, "__init__", refuse)
 
 
+@pytest.mark.parametrize("matrix", MATRICES)
 @pytest.mark.parametrize("device_error", [True, False])
-def test_out_of_memory_cuts_the_batches_and_keeps_the_numbers(monkeypatch, device_error):
+def test_out_of_memory_cuts_the_batches_and_keeps_the_numbers(monkeypatch, device_error, matrix):
     case = CASES["mlp"]()  # batches of 8 and 2
     case.problem.check = False
+    operator, _, oracle = MATRICES[matrix]
     shortage = Shortage(monkeypatch, 3, device_error)
-    hessian = gt.Hessian(case.problem)
-    assert close(hessian.dense(), case.hessian())
+    matrix = operator(case.problem)
+    assert close(matrix.dense(), oracle(case))
     assert shortage.failures == 2  # 8 and 4 examples
-    assert hessian.strategy == "fresh"
-    assert close(gt.Hessian(case.problem).dense(), case.hessian())
+    assert matrix.strategy == "double-backward-fresh"
+    assert close(operator(case.problem).dense(), oracle(case))
     assert shortage.failures == 2  # the next iterate knows
 
 
-def test_weights_masks_and_dicts_are_cut_too(monkeypatch):
-    for name in ("gpt", "weighted_regression"):
-        case = CASES[name]()
-        Shortage(monkeypatch, 2, counts=lambda loss: len(next(iter(loss.batch.values()))))
-        assert close(gt.Hessian(case.problem).dense(), case.hessian())
-        monkeypatch.undo()
+@pytest.mark.parametrize("matrix", MATRICES)
+@pytest.mark.parametrize("name", ["gpt", "weighted_regression"])
+def test_weights_masks_and_dicts_are_cut_too(monkeypatch, name, matrix):
+    case = CASES[name]()
+    operator, _, oracle = MATRICES[matrix]
+    Shortage(monkeypatch, 2, counts=lambda loss: len(next(iter(loss.batch.values()))))
+    assert close(operator(case.problem).dense(), oracle(case))
 
 
 def test_a_single_example_that_does_not_fit_is_told(monkeypatch):
@@ -197,42 +309,43 @@ def test_batches_that_cannot_be_cut_are_told(monkeypatch):
         gt.Hessian(problem) @ problem.theta()
 
 
-def test_graphs_are_dropped_before_batches_are_cut(monkeypatch):
+@pytest.mark.parametrize("operator", [gt.Hessian, gt.GGN])
+def test_graphs_are_dropped_before_batches_are_cut(monkeypatch, operator):
     case = CASES["mlp"]()
-    hessian = gt.Hessian(case.problem)
+    hessian = operator(case.problem)
     vector = case.problem.theta()
     expected = hessian @ vector
-    right, calls = Kept.pieces, []
+    right, calls = DoubleBackward.pieces, []
 
-    def pieces(way, v):
+    def pieces(strategy, v):
         calls.append(1)
         if len(calls) == 1:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return right(way, v)
+        return right(strategy, v)
 
-    monkeypatch.setattr(Kept, "pieces", pieces)
+    monkeypatch.setattr(DoubleBackward, "pieces", pieces)
     assert torch.equal(hessian @ vector, expected)
-    assert hessian.strategy == "fresh"
-    assert choice.history(case.problem, case.problem.layout).largest is None
+    assert hessian.strategy == "double-backward-fresh"
+    assert hessian._engine.known.memory.largest is None
 
 
 def test_fewer_vectors_in_one_pass_where_memory_is_short(monkeypatch):
     case = CASES["mlp"]()
-    choice.history(case.problem, case.problem.layout).timings = {"kept": Timing(0.0, 1.0, block=0.5)}
-    right, widths = Kept.block, []
+    learnt(case.problem).learnt.timings["double-backward"] = Timing(0.0, 1e-9, block=1e-10)
+    right, widths = DoubleBackward.block, []
 
-    def block(way, rows):
+    def block(strategy, rows):
         widths.append(len(rows))
         if len(rows) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return right(way, rows)
+        return right(strategy, rows)
 
-    monkeypatch.setattr(Kept, "block", block)
+    monkeypatch.setattr(DoubleBackward, "block", block)
     vectors = torch.randn(case.problem.size, 8, dtype=torch.float64)
     hessian = gt.Hessian(case.problem)
     assert close(hessian @ vectors, case.hessian() @ vectors)
     assert max(widths[3:]) <= 2
-    assert hessian.strategy == "kept"
+    assert hessian.strategy == "double-backward"
 
 
 def test_too_large_batches_are_foreseen(monkeypatch):
@@ -240,51 +353,64 @@ def test_too_large_batches_are_foreseen(monkeypatch):
     model = nn.Sequential(nn.Linear(5, 50), nn.Tanh(), nn.Linear(50, 3)).double()
     x, y = torch.randn(40, 5).double(), torch.randint(0, 3, (40,))
     problem = gt.Problem(model, cross_entropy, [(x, y)])
-    expected = gt.Hessian(problem, strategy="fresh") @ problem.theta()
-    fixed, each = choice.history(problem, problem.layout).bytes_per_example
+    expected = gt.Hessian(problem, strategy="double-backward-fresh") @ problem.theta()
+    few = [gt.Problem(model, cross_entropy, [(x[:n], y[:n])], check=False) for n in (1, 2)]
+    one, two = (HESSIAN.graph(BatchLoss(p, p.layout.unflatten(p.theta()), p.layout, p.batches[0])).held for p in few)
+    fixed, each = 2 * one - two, two - one
     assert each > 50 * 8
     again = gt.Problem(model, cross_entropy, [(x, y)], check=False)
-    monkeypatch.setattr("geomtraj.operators.parts.available_bytes", lambda device: 2 * (fixed + 10.5 * each))
+    monkeypatch.setattr("geomtraj.microbatches.available_bytes", lambda device: 2 * (fixed + 10.5 * each))
     sizes = []
-    right = Kept.__init__
-    monkeypatch.setattr(Kept, "__init__", lambda way, loss: sizes.append(len(loss.batch[0])) or right(way, loss))
+    right = DoubleBackward.__init__
+    monkeypatch.setattr(
+        DoubleBackward, "__init__", lambda made, loss, of: sizes.append(len(loss.batch[0])) or right(made, loss, of)
+    )
     assert close(gt.Hessian(again) @ again.theta(), expected)
     assert sizes == [10, 10, 10, 10]
 
 
-def test_only_as_much_is_kept_as_fits(monkeypatch):
+@pytest.mark.parametrize("matrix", MATRICES)
+def test_only_as_much_is_kept_as_fits(monkeypatch, matrix):
     case = CASES["cnn"]()  # batches of 3, 3 and 1
+    operator, _, oracle = MATRICES[matrix]
+    operator(case.problem) @ case.problem.theta()  # the check of derivatives is over
     held = []
-    right = Kept.__init__
-    monkeypatch.setattr(Kept, "__init__", lambda way, loss: right(way, loss) or held.append(way.held))
-    gt.Hessian(case.problem) @ case.problem.theta()
-    monkeypatch.setattr("geomtraj.operators.engine.available_bytes", lambda device: 4 * (held[0] + held[1] // 2))
-    hessian = gt.Hessian(case.problem)
-    assert close(hessian.dense(), case.hessian())
-    assert hessian.strategy == "kept + fresh"
+    right = DoubleBackward.__init__
+    monkeypatch.setattr(
+        DoubleBackward, "__init__", lambda made, loss, of: right(made, loss, of) or held.append(made.held)
+    )
+    operator(case.problem) @ case.problem.theta()
+    monkeypatch.setattr(
+        "geomtraj.operators.evaluation.engine.available_bytes", lambda device: 4 * (held[0] + held[1] // 2)
+    )
+    found = operator(case.problem)
+    assert close(found.dense(), oracle(case))
+    assert found.strategy == "double-backward + double-backward-fresh"
 
 
-def test_a_way_that_holds_more_than_fits_is_passed_over(monkeypatch):
+def test_a_strategy_that_holds_more_than_fits_is_passed_over(monkeypatch):
     case = CASES["mlp"]()
-    known = choice.history(case.problem, case.problem.layout)
-    known.timings = {"kept": Timing(0.0, 2.0, 100), "linearized-forward": Timing(0.0, 1.0, 300)}
-    known.kept = 10**6
+    known = learnt(case.problem)
+    known.learnt.timings = {
+        "double-backward": Timing(0.0, 2e-9, 100), "linearized-forward-over-reverse": Timing(0.0, 1e-9, 300)
+    }  # fmt: skip
+    known.held_by_graphs = 10**6
     vector = case.problem.theta()
-    monkeypatch.setattr("geomtraj.operators.engine.available_bytes", lambda device: 4 * 2.9e6)
+    monkeypatch.setattr("geomtraj.operators.evaluation.engine.available_bytes", lambda device: 4 * 2.9e6)
     hessian = gt.Hessian(case.problem)
     hessian @ vector
-    assert hessian.strategy == "kept"
-    known.kept = 10**6
-    monkeypatch.setattr("geomtraj.operators.engine.available_bytes", lambda device: 4 * 3.1e6)
+    assert hessian.strategy == "double-backward"
+    known.held_by_graphs = 10**6
+    monkeypatch.setattr("geomtraj.operators.evaluation.engine.available_bytes", lambda device: 4 * 3.1e6)
     hessian = gt.Hessian(case.problem)
     hessian @ vector
-    assert hessian.strategy == "linearized-forward"
+    assert hessian.strategy == "linearized-forward-over-reverse"
 
 
 def test_what_is_remembered_goes_with_the_problem():
     case = CASES["mlp"]()
     gt.Hessian(case.problem) @ case.problem.theta()
-    known = weakref.ref(choice.history(case.problem, case.problem.layout))
+    known = weakref.ref(learnt(case.problem))
     del case
     gc.collect()
     assert known() is None
@@ -304,13 +430,13 @@ model = nn.Sequential(nn.Linear(100, 500), nn.Tanh(), nn.Linear(500, 500), nn.Ta
 batch = torch.randn(10000, 100), torch.randint(0, 10, (10000,))
 problem = gt.Problem(model, lambda m, b: F.cross_entropy(m(b[0]), b[1], reduction="none"), [batch])
 vector = torch.randn(problem.size)
-expected = gt.Hessian(problem, strategy="fresh") @ vector
+expected = gt.Hessian(problem, strategy="double-backward-fresh") @ vector
 again = gt.Problem(model, lambda m, b: F.cross_entropy(m(b[0]), b[1], reduction="none"), [batch])
 limit = psutil.Process().memory_info().vms + 80 * 2**20  # a graph of the whole batch holds about 160 MiB
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 hessian = gt.Hessian(again)
 error = (hessian @ vector - expected).norm() / expected.norm()
-largest = hessian._engine.history.largest
+largest = hessian._engine.known.memory.largest
 assert error < 1e-5 and largest is not None and largest < 10000, (error, largest)
 """
 
@@ -345,12 +471,12 @@ def test_a_function_without_a_second_derivative_names_the_way_out():
     torch.manual_seed(0)
     model, x = nn.Linear(3, 2).double(), torch.randn(5, 3).double()
     problem = gt.Problem(model, lambda m, b: Once.apply(m(b)).sum(1), [x])
-    with pytest.raises(ComputationError, match=r"Once, which is marked once_diff.*strategy='differences'"):
+    with pytest.raises(ComputationError, match=r"Once, which is marked once_diff.*strategy='finite-differences'"):
         gt.Hessian(problem) @ problem.theta()
     plain = gt.Problem(model, lambda m, b: m(b).exp().sum(1), [x])
     vector = torch.randn(8, dtype=torch.float64)
     expected = gt.Hessian(plain) @ vector
-    found = gt.Hessian(problem, strategy="differences") @ vector
+    found = gt.Hessian(problem, strategy="finite-differences") @ vector
     assert float((found - expected).norm()) < 1e-8 * float(expected.norm())
 
 
@@ -358,7 +484,9 @@ def test_an_operation_without_a_second_derivative_names_the_way_out():
     x = torch.randn(5, 2, 3, dtype=torch.float64)
     model = nn.Linear(3, 3).double()
     problem = gt.Problem(model, lambda m, b: torch.cdist(m(b), b).square().sum((1, 2)), [x])
-    with pytest.raises(ComputationError, match=r"without a second derivative .*strategy='differences'") as caught:
+    with pytest.raises(
+        ComputationError, match=r"without a second derivative .*strategy='finite-differences'"
+    ) as caught:
         gt.Hessian(problem) @ problem.theta()
     assert isinstance(caught.value.__cause__, RuntimeError)
 
@@ -412,8 +540,8 @@ def test_raw_errors_are_explained(raw, sentence):
 # Nothing is left behind
 
 
-@pytest.mark.parametrize("way", [way for way in WAYS if way != "compiled"])
-def test_model_and_generators_are_as_before(way):
+@pytest.mark.parametrize("strategy", [strategy for strategy in STRATEGIES if strategy != "compiled"])
+def test_model_and_generators_are_as_before(strategy):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 2)).double()
     x, y = torch.randn(6, 4).double(), torch.randint(0, 2, (6,))
@@ -422,7 +550,7 @@ def test_model_and_generators_are_as_before(way):
     parameters = list(model.parameters())
     state = torch.get_rng_state()
     problem = gt.Problem(model, cross_entropy, split([4, 2], x, y))
-    gt.Hessian(problem, problem.theta() + 1, strategy=way) @ problem.theta()
+    gt.Hessian(problem, problem.theta() + 1, strategy=strategy) @ problem.theta()
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))
     assert model.training and model[1].training
@@ -433,7 +561,7 @@ def test_model_and_generators_are_as_before(way):
 def test_kept_recordings_are_freed_with_the_operator():
     x, y = torch.randn(50, 20), torch.zeros(50, dtype=torch.long)
     problem = gt.Problem(nn.Linear(20, 2), lambda m, b: F.cross_entropy(m(b[0]), b[1], reduction="none"), [(x, y)])
-    hessian = gt.Hessian(problem, strategy="linearized-forward")
+    hessian = gt.Hessian(problem, strategy="linearized-forward-over-reverse")
     hessian @ problem.theta()
     kept = weakref.ref(next(iter(hessian._engine._kept.values())))
     del hessian

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import geomtraj as gt
-from geomtraj.operators.guard import _Check
+from geomtraj.operators.guard.check import _Check
 
 X = torch.randn(64, 5, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(64) % 3
@@ -60,7 +60,7 @@ def test_three_gradients_and_two_losses_once_for_a_problem(dtype, activation):
 def test_a_fault_in_a_small_part_of_the_curvature_is_seen(dtype, size):
     model = net(nn.Tanh).to(dtype)
     batches = [(X.to(dtype), Y)]
-    with pytest.raises(gt.InputError, match=r"'Bent' is likely to blame.*strategy='differences'.*check=False"):
+    with pytest.raises(gt.InputError, match=r"'Bent' is likely to blame.*strategy='finite-differences'.*check=False"):
         gt.diagonal(gt.Problem(model, bent(size), batches))
     gt.diagonal(gt.Problem(model, bent(0.0), batches))
 
@@ -75,7 +75,7 @@ def test_the_way_out_that_the_sentence_names_is_right():
         return F.cross_entropy(z + z * z / 2, batch[1], reduction="none")
 
     expected = gt.Hessian(gt.Problem(model, plain, [(X.double(), Y)])) @ v
-    found = gt.Hessian(problem, strategy="differences") @ v
+    found = gt.Hessian(problem, strategy="finite-differences") @ v
     assert torch.allclose(found, expected, rtol=1e-5, atol=1e-8)
 
 
@@ -134,10 +134,10 @@ def test_products_by_differences_stand_behind_the_check_of_the_gradient():
     view = model[0].weight.detach().numpy()
     held = gt.Problem(model, lambda m, b: cross_entropy(m, b) * (1 + float((view**2).sum())), [(X.double(), Y)])
     with pytest.raises(gt.InputError, match="'0.weight' or numbers made of it elsewhere"):
-        gt.Hessian(held, strategy="differences") @ held.theta()
+        gt.Hessian(held, strategy="finite-differences") @ held.theta()
     stopped = gt.Problem(model, lambda m, b: cross_entropy(m, b) * m(b[0]).detach().square().sum(1), [(X.double(), Y)])
     with pytest.raises(gt.InputError, match="is not the derivative of the loss"):
-        gt.Hessian(stopped, strategy="differences") @ stopped.theta()
+        gt.Hessian(stopped, strategy="finite-differences") @ stopped.theta()
 
 
 def test_a_loss_that_is_not_finite_is_told_and_no_crash():

@@ -59,12 +59,12 @@ def test_elsewhere_than_at_the_current_parameters(case):
 
 
 def test_without_room_for_kept_graphs_the_numbers_stay(case, dense, monkeypatch):
-    monkeypatch.setattr("geomtraj.operators.engine.available_bytes", lambda device: 0)
+    monkeypatch.setattr("geomtraj.operators.evaluation.engine.available_bytes", lambda device: 0)
     hessian = gt.Hessian(case.problem)
     vectors = torch.randn(case.problem.size, 2, dtype=torch.float64)
     assert close(hessian @ vectors, dense @ vectors)
     assert close(hessian @ vectors, dense @ vectors)
-    assert hessian.strategy == "fresh"
+    assert hessian.strategy == "double-backward-fresh"
 
 
 def test_theta_is_fixed_when_the_operator_is_made():

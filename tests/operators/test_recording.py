@@ -5,8 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from geomtraj.errors import ComputationError
-from geomtraj.operators.recording import record
-from geomtraj.operators.simplify import held_bytes, out_of_place, simplify
+from geomtraj.operators.hvp.recording import record
+from geomtraj.operators.hvp.simplifying import held_bytes, out_of_place, simplify
 
 A = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 B = torch.rand(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) + 0.5

@@ -1,4 +1,4 @@
-"""The linearised Hessian of a batch, compiled."""
+"""The linearised product of a batch, compiled."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from geomtraj.errors import ComputationError
-from geomtraj.operators.batch_loss import BatchLoss
-from geomtraj.operators.ways.linearized import LinearizedForward
+from geomtraj.operators.hvp.base import Curvature
+from geomtraj.operators.hvp.batch_loss import BatchLoss
+from geomtraj.operators.hvp.linearized import LinearizedForwardOverReverse
 
 
-class Compiled(LinearizedForward):
+class Compiled(LinearizedForwardOverReverse):
     """The recorded linear function through `torch.compile`: about a minute of compiling, then fewer passes over memory.
 
     Raises:
@@ -21,8 +22,8 @@ class Compiled(LinearizedForward):
 
     in_one_pass = False
 
-    def __init__(self, loss: BatchLoss):
-        super().__init__(loss)
+    def __init__(self, loss: BatchLoss, curvature: Curvature):
+        super().__init__(loss, curvature)
         self._program: Any = torch.compile(self._program, dynamic=False)
         try:
             self.pieces(torch.zeros_like(torch.cat([value.reshape(-1) for value in loss.values])))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -21,26 +21,38 @@ class BatchLoss:
         parameters: Values of all the problem's parameters, by name.
         layout: The parameters to differentiate by.
         batch: One batch, or a part of one.
+        inspect: Called with each loss sum that has a graph, to look through it.
 
     Attributes:
         values: The values of the parameters to differentiate by, in order, detached.
     """
 
-    def __init__(self, problem: Problem, parameters: Mapping[str, Tensor], layout: Layout, batch: Any):
-        self.problem, self.layout, self.batch = problem, layout, batch
+    def __init__(
+        self,
+        problem: Problem,
+        parameters: Mapping[str, Tensor],
+        layout: Layout,
+        batch: Any,
+        *,
+        inspect: Callable[[Tensor], None] | None = None,
+    ):
+        self.problem, self.layout, self.batch, self.inspect = problem, layout, batch, inspect
         self._parameters = parameters
         self.values = [parameters[name].detach() for name in layout]
 
     def __call__(self, tensors: Sequence[Tensor]) -> Tensor:
         """The loss sum, 0-d, at other values. Call it inside `evaluation`."""
-        return self.problem.batch_sum(self._at(tensors), self.batch)
+        value = self.problem.batch_sum(self._at(tensors), self.batch)
+        if self.inspect is not None and value.requires_grad:
+            self.inspect(value)
+        return value
 
-    def gradient(self, tensors: Sequence[Tensor], twice: bool = False) -> list[Tensor | None]:
-        """The gradients by the tensors, None where there is none; with their own graph if `twice`."""
+    def gradient(self, tensors: Sequence[Tensor]) -> list[Tensor | None]:
+        """The gradients by the tensors, None where there is none."""
         value = self(tensors)
         if not value.requires_grad:
             return [None] * len(tensors)
-        found = torch.autograd.grad(value, list(tensors), create_graph=twice, allow_unused=True)
+        found = torch.autograd.grad(value, list(tensors), allow_unused=True)
         return [None if g is None else dense(g) for g in found]
 
     @contextmanager

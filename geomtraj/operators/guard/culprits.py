@@ -108,8 +108,8 @@ def of_products(name: str, error: float, names: list[str]) -> str:
     )
     return (
         f"the second derivatives are not the differences of the gradients (relative difference {error:.1e} for "
-        f"{name!r}): {culprit}; compute it by plain torch operations, or pass strategy='differences' to gt.Hessian. "
-        f"{WAY_OUT}"
+        f"{name!r}): {culprit}; compute it by plain torch operations, or pass strategy='finite-differences' to "
+        f"gt.Hessian. {WAY_OUT}"
     )
 
 

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from geomtraj.errors import InputError
-from geomtraj.failures import is_out_of_memory
 from geomtraj.fingerprint import number_type
 from geomtraj.isolation import in_plain_torch
-from geomtraj.operators import culprits
-from geomtraj.operators.choice import history
-from geomtraj.operators.parts import Parts
-from geomtraj.problem import Problem, dense, leaves
+from geomtraj.operators.guard import culprits
+from geomtraj.operators.guard.evaluations import Evaluations
+from geomtraj.operators.hvp.refusals import check_reached
+from geomtraj.problem import Problem
 from geomtraj.seeding import gaussian, generator, rademacher
 from geomtraj.status import Code, Remark, Status
 
@@ -140,14 +136,14 @@ class _Check:
     """The comparisons at one point of one problem.
 
     Attributes:
-        gradients, losses, made: Gradients, losses and products taken.
+        at: What is compared.
         finite: Whether the loss and its gradient are finite at the point.
         loss_is_right: Whether the loss's own comparisons have been passed.
     """
 
     def __init__(self, problem: Problem, theta: Tensor):
+        check_reached(problem)
         self.problem = problem
-        self.gradients = self.losses = self.made = 0
         self.loss_is_right = False
         rng = generator(0, "guard")
         self.scale = _scale(problem, theta)
@@ -155,11 +151,9 @@ class _Check:
         self.u = self.scale * rademacher((problem.size,), rng, theta)
         self.v = self.scale * rademacher((problem.size,), rng, theta)
         self.hu = self.hv = self.gradient = self.v
-        self.eps = torch.finfo(problem.dtype).eps  # of the losses
         self.value = 0.0
         self.finite = False
-        parameters = problem.layout.unflatten(self.theta)
-        self._parts = Parts(problem, parameters, problem.layout, history(problem, problem.layout))
+        self.at = Evaluations(problem, self.theta)
 
     def keep_still(self, places: list[slice]) -> None:
         """Compare no derivatives by these entries of theta."""
@@ -183,37 +177,17 @@ class _Check:
             objective.composed_norms = composed = not still
             if composed:
                 status, refusal = again, ""
-        return Guard(status, self.gradients, self.losses, self.made, 0.0, composed, refusal)
+        at = self.at
+        return Guard(status, at.gradients, at.losses, at.products, 0.0, composed, refusal)
 
     def multiply(self) -> None:
         """Products with u and then, through the graph that is kept, with v."""
-        from geomtraj.operators.hessian import Hessian
-
-        hessian = Hessian(self.problem, self.theta, "kept")
-        self.hu = hessian @ self.u
-        self.hv = hessian @ self.v
-        self.made += 2
+        self.hu, self.hv = self.at.by_double_backward(self.u, self.v)
 
     def begin(self) -> None:
         """The loss and its gradient at the point."""
-        self.value, self.gradient = self._loss_and_gradient(self.theta, self.problem.dtype)
+        self.value, self.gradient = self.at.loss_and_gradient(self.theta, self.problem.dtype)
         self.finite = math.isfinite(self.value) and bool(torch.isfinite(self.gradient).all())
-
-    def _mean(self, size: int, held: Mapping[str, Tensor] | None, of: Callable[[Any], Tensor]) -> Tensor:
-        """The sum (size,) over all examples of what `of` gives for a part of them, over the total weight."""
-        problem = self.problem
-        while True:
-            total = torch.zeros(size, dtype=torch.float64, device=problem.device)
-            try:
-                with problem.session(), nullcontext() if held is None else problem.holding(held):
-                    for _, part in self._parts:
-                        total += of(part)
-                return problem.over_ranks(total) / problem.total_weight
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                shortage = str(error)
-            self._parts.halve(shortage)
 
     # First derivatives.
 
@@ -222,11 +196,11 @@ class _Check:
         if any(p.is_inference() for p in self.problem.model.parameters()):
             self.loss_is_right = True
             return "ok", ""  # they take part in no derivative and cannot be moved outside inference mode
-        here, size = self._own_loss(self.theta)
-        if abs(here - self.value) > 1e3 * self.eps * size + 1e-30:
+        here, size = self.at.own_loss(self.theta)
+        if abs(here - self.value) > 1e3 * self.at.eps * size + 1e-30:
             return "", culprits.of_value(self.problem, self.theta, self.scale)
         step = LOSS_STEP[self._rounded_as]
-        ahead, _ = self._own_loss(self.theta + step * self.v)
+        ahead, _ = self.at.own_loss(self.theta + step * self.v)
         bend = step / 2 * float((self.v.double() * self.hv.double()).sum())
         slope = self._slope(ahead - here, step, size, bend)
         self.loss_is_right = slope.within
@@ -235,7 +209,9 @@ class _Check:
         # A wrong gradient stays as wrong with half the step; a kink, a jump or rounding does not.
         errors = []
         for shorter in (step, step / 2):
-            change = self._own_loss(self.theta + shorter * self.v)[0] - self._own_loss(self.theta - shorter * self.v)[0]
+            change = (
+                self.at.own_loss(self.theta + shorter * self.v)[0] - self.at.own_loss(self.theta - shorter * self.v)[0]
+            )
             slope = self._slope(change / 2, shorter, size, 0.0)
             errors.append(slope.error)
             if slope.within:
@@ -248,28 +224,13 @@ class _Check:
     def _slope(self, change: float, step: float, size: float, bend: float) -> _Slope:
         terms = self.gradient.double() * self.v.double()
         error = change / step - float(terms.sum()) - bend
-        noise = NOISE * self.eps * size / step
+        noise = NOISE * self.at.eps * size / step
         relative = 5 * TOLERANCE[self._rounded_as]
         return _Slope(error, abs(error) <= relative * (float(terms.norm()) + abs(bend)) + noise)
 
     @property
     def _rounded_as(self) -> torch.dtype:
-        return torch.float32 if self.eps > 1e-10 else torch.float64
-
-    def _own_loss(self, theta: Tensor) -> tuple[float, float]:
-        """The loss with theta in the model's own parameters, and the mean of the losses' sizes."""
-        self.losses += 1
-        objective, values = self.problem.objective, self.problem.layout.unflatten(theta)
-
-        def of(part: Any) -> Tensor:
-            with objective.moved(values):
-                losses, weights = objective.own_losses(part)
-            self.eps = max(self.eps, torch.finfo(losses.dtype).eps)
-            weighted = (losses if weights is None else losses * weights).double()
-            return torch.stack([weighted.sum(), weighted.abs().sum()])
-
-        value, size = self._mean(2, None, of).tolist()
-        return value, size
+        return torch.float32 if self.at.eps > 1e-10 else torch.float64
 
     # Second derivatives.
 
@@ -280,7 +241,7 @@ class _Check:
         problem = self.problem
         with problem.session():
             dtype = number_type(problem.objective, next(iter(problem.layout)), problem.batches, problem.over_ranks)
-        differences = self._differences(dtype, STEP[dtype])
+        differences = self.at.differences(self.v, dtype, STEP[dtype])
         made = dtype if self.problem.dtype is torch.float64 else self.problem.dtype
         if self._worst(self.hv, differences, made, dtype) is None:
             if self._symmetric(self.hu, self.hv, TOLERANCE[self.problem.dtype]):
@@ -290,7 +251,7 @@ class _Check:
 
     def _asymmetry(self, differences: Tensor, made: torch.dtype, dtype: torch.dtype) -> tuple[str, str]:
         """What it means that the product with v is that of differences, and does not fit the one with u."""
-        along_u = self._differences(dtype, STEP[dtype], self.u)
+        along_u = self.at.differences(self.u, dtype, STEP[dtype])
         matches = self._worst(self.hu, along_u, made, dtype) is None
         if matches and self._symmetric(along_u, differences, TOLERANCE[dtype]):
             return "ok", ""  # rounding
@@ -303,12 +264,12 @@ class _Check:
         problem = self.problem
         coarse = self._worst(found, differences, self.problem.dtype, dtype, COARSE)
         if dtype is torch.float64 and problem.dtype is torch.float32:
-            found = self._double_product()
+            found = self.at.in_float64(self.v)
             if self._worst(found, differences, torch.float64, dtype) is None:
                 return "ok", ""
         names = culprits.functions(problem, self.theta)
         for factor in (0.1, 10.0, 0.01):
-            again = self._differences(dtype, factor * STEP[dtype])
+            again = self.at.differences(self.v, dtype, factor * STEP[dtype])
             still = self._worst(found, again, dtype, dtype)
             if still is None:
                 return "ok", ""
@@ -344,51 +305,6 @@ class _Check:
     def _symmetric(self, hu: Tensor, hv: Tensor, tolerance: float) -> bool:
         one, other = self.u.double() * hv.double(), self.v.double() * hu.double()
         return bool((one.sum() - other.sum()).abs() <= 2 * tolerance * (one.norm() + other.norm()) + 1e-30)
-
-    def _differences(self, dtype: torch.dtype, step: float, vector: Tensor | None = None) -> Tensor:
-        """Central differences of gradients along a vector, v if left out, with a step for this number type."""
-        dtype = torch.float64 if dtype is torch.float64 else self.problem.dtype
-        theta, along = self.theta.to(dtype), (self.v if vector is None else vector).to(dtype)
-        ahead = self._loss_and_gradient(theta + step * along, dtype)[1]
-        behind = self._loss_and_gradient(theta - step * along, dtype)[1]
-        return (ahead - behind) / (2 * step)
-
-    def _double_product(self) -> Tensor:
-        """The product with v by double backward in float64."""
-        self.made += 1
-        parameters = leaves(self.problem.layout.unflatten(self.theta.double()))
-
-        def of(part: Any) -> Tensor:
-            value = self._sum(parameters, part, torch.float64)
-            first = _flat(value, parameters, create_graph=True)
-            return _flat((first * self.v.double()).sum(), parameters)
-
-        return self._mean(self.problem.size, parameters, of)
-
-    def _sum(self, parameters: dict[str, Tensor], batch: object, dtype: torch.dtype) -> Tensor:
-        cast = None if dtype is self.problem.dtype else dtype
-        losses, weights = self.problem.objective.losses(parameters, batch, cast)
-        return losses.sum() if weights is None else (losses * weights).sum()
-
-    def _loss_and_gradient(self, theta: Tensor, dtype: torch.dtype) -> tuple[float, Tensor]:
-        self.gradients += 1
-        parameters = leaves(self.problem.layout.unflatten(theta))
-
-        def of(part: Any) -> Tensor:
-            value = self._sum(parameters, part, dtype)
-            return torch.cat([_flat(value, parameters).double(), value.detach().double()[None]])
-
-        found = self._mean(self.problem.size + 1, parameters, of)
-        return float(found[-1]), found[:-1].to(dtype)
-
-
-def _flat(value: Tensor, parameters: Mapping[str, Tensor], create_graph: bool = False) -> Tensor:
-    """The gradient (P,) of a sum by the parameters; zeros where it does not depend on them."""
-    targets = list(parameters.values())
-    if not value.requires_grad:
-        return torch.cat([torch.zeros_like(p, requires_grad=False).reshape(-1) for p in targets])
-    found = torch.autograd.grad(value, targets, create_graph=create_graph, allow_unused=True, materialize_grads=True)
-    return torch.cat([dense(g).reshape(-1) for g in found])
 
 
 @dataclass(frozen=True)

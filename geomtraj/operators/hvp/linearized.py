@@ -1,4 +1,4 @@
-"""The Hessian of a batch as a recorded linear function, simplified once and run for each vector."""
+"""A curvature matrix of a batch as a recorded linear function, simplified once and run for each vector."""
 
 from __future__ import annotations
 
@@ -11,22 +11,20 @@ from torch import Tensor
 
 from geomtraj.errors import ComputationError
 from geomtraj.isolation import exact_arithmetic
-from geomtraj.operators.batch_loss import BatchLoss
-from geomtraj.operators.recording import record
-from geomtraj.operators.simplify import held_bytes, out_of_place, simplify
-from geomtraj.operators.ways.base import Way, flat
-from geomtraj.operators.ways.forward import derivative
-from geomtraj.operators.ways.kept import Kept
+from geomtraj.operators.hvp.base import Curvature, Strategy, flat
+from geomtraj.operators.hvp.batch_loss import BatchLoss
+from geomtraj.operators.hvp.recording import record
+from geomtraj.operators.hvp.simplifying import held_bytes, out_of_place, simplify
 
 
-class LinearizedForward(Way):
+class LinearizedForwardOverReverse(Strategy):
     """Forward over reverse, linearised: its operations on the vector recorded once, the primal's results constants."""
 
     keeps: ClassVar[bool] = True
     in_one_pass: ClassVar[bool] = True
 
-    def __init__(self, loss: BatchLoss):
-        super().__init__(loss)
+    def __init__(self, loss: BatchLoss, curvature: Curvature):
+        super().__init__(loss, curvature)
         if loss.problem.objective.uses_func:
             raise ComputationError(
                 "the loss calls the model inside a transform of torch.func, whose derivatives cannot be recorded: "
@@ -50,11 +48,11 @@ class LinearizedForward(Way):
             return flat(self._mapped(*self.loss.rows(rows)), lead=1)
 
     def _along(self) -> Callable[[Sequence[Tensor]], list[Tensor]]:
-        return partial(derivative, self.loss)
+        return partial(self.curvature.forward, self.loss)
 
 
-class LinearizedReverse(LinearizedForward):
+class LinearizedDoubleBackward(LinearizedForwardOverReverse):
     """Reverse over reverse, linearised: the backward pass through the gradient's graph recorded once."""
 
     def _along(self) -> Callable[[Sequence[Tensor]], list[Tensor]]:
-        return Kept(self.loss).along
+        return self.curvature.graph(self.loss).backward

@@ -1,4 +1,4 @@
-"""Further small problems in float64, each with something that a way of multiplying may stumble over."""
+"""Further small problems in float64, each with something that a strategy may stumble over, and dense matrices."""
 
 from __future__ import annotations
 
@@ -155,15 +155,45 @@ def gpt_frozen() -> Case:
     return Case(gt.Problem(model, token_losses, batches), reference)
 
 
-WAY_CASES = CASES | {
+STRATEGY_CASES = CASES | {
     f.__name__: f for f in (norms, checkpointed, compiled_block, activations, silu, in_place, written_into, gpt_frozen)
 }
 
-# What a way says where it cannot do a case.
+# What a strategy says where it cannot do a case.
 NO_FORWARD, WRITES = "without a forward derivative", "write into a shared tensor"
 LACKING = {
-    ("silu", "forward"): NO_FORWARD,
-    ("silu", "linearized-forward"): NO_FORWARD,
-    ("written_into", "linearized-forward"): WRITES,
-    ("written_into", "linearized-reverse"): WRITES,
+    ("hessian", "silu", "forward-over-reverse"): NO_FORWARD,
+    ("hessian", "silu", "linearized-forward-over-reverse"): NO_FORWARD,
+    ("hessian", "written_into", "linearized-forward-over-reverse"): WRITES,
+    ("hessian", "written_into", "linearized-double-backward"): WRITES,
+    ("ggn", "written_into", "linearized-forward-over-reverse"): WRITES,
+    ("ggn", "written_into", "linearized-double-backward"): WRITES,
 }
+
+
+def dense_gauss_newton(case: Case) -> Tensor:
+    """J^T H_z J (P, P), with J row by row and H_z column by column."""
+    problem, total = case.problem, 0.0
+    parameters = {n: t.clone().requires_grad_() for n, t in problem.layout.unflatten(problem.theta()).items()}
+    leaves, options = list(parameters.values()), {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
+    with problem.session(), problem.holding(parameters):
+        for batch in problem.batches:
+            pairs = []
+
+            def cut(_module, _inputs, output, pairs=pairs):
+                pairs.append((output, output.detach().requires_grad_()))
+                return pairs[-1][1]
+
+            handle = problem.model.register_forward_hook(cut)
+            value = problem.batch_sum(parameters, batch)
+            handle.remove()
+            ((z, leaf),) = pairs
+            rows = [torch.autograd.grad(entry, leaves, **options) for entry in z.flatten()]
+            jacobian = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
+            (slope,) = torch.autograd.grad(value, leaf, create_graph=True)
+            if not slope.requires_grad:  # a loss that is linear in what the model returns
+                total = total + jacobian.T @ torch.zeros(len(jacobian), len(jacobian)).double() @ jacobian
+                continue
+            bend = torch.stack([torch.autograd.grad(e, leaf, **options)[0].flatten() for e in slope.flatten()])
+            total = total + jacobian.T @ bend @ jacobian
+    return total / problem.total_weight

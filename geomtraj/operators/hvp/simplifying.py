@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from geomtraj.errors import ComputationError
 from geomtraj.memory import storage_bytes
-from geomtraj.operators.recording import Like, aten
+from geomtraj.operators.hvp.recording import Like, aten
 
 Coefficient = float | Tensor
 Term = tuple[Coefficient, fx.Node]
