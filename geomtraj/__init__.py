@@ -1,5 +1,6 @@
 """geomtraj: see how an optimizer shapes the terrain that its own trajectory runs through."""
 
+from geomtraj import losses
 from geomtraj._version import __version__
 from geomtraj.comparing import Table, contrast
 from geomtraj.curvature import eigsh, spectral_density, spectrum, trace
@@ -51,6 +52,7 @@ __all__ = [
     "every",
     "join",
     "log_spaced",
+    "losses",
     "measure",
     "next_update",
     "plot",

@@ -21,6 +21,7 @@ from geomtraj.failures import in_one_sentence
 from geomtraj.fingerprint import fingerprint
 from geomtraj.inputs import checked_batches, checked_model, selected, warn_of_zeros
 from geomtraj.isolation import in_plain_torch
+from geomtraj.losses import from_criterion
 from geomtraj.objective import Loss, Objective
 from geomtraj.splitting import Recognised, arranged
 
@@ -38,6 +39,7 @@ class Problem:
         loss: `loss(model, batch)` gives `losses` or `(losses, weights)`, unreduced: the first axis counts
             examples, which do not depend on each other; any further axes are tokens, pixels and the like.
             Weights have the shape of the losses, or its leading part, and do not depend on the parameters.
+            A criterion of torch's, such as `nn.CrossEntropyLoss()`, may stand for it (`gt.losses.from_criterion`).
         batches: A finite collection that can be iterated again and again, a list or a DataLoader without
             shuffling. Its elements are whatever `loss` takes.
         params: None for every parameter that requires a gradient, else a glob or a list of globs on the names of
@@ -100,6 +102,8 @@ class Problem:
         mode: str,
         blocks: Any,
     ) -> _Part:
+        if isinstance(loss, nn.modules.loss._Loss):
+            loss = from_criterion(loss)
         if not callable(loss):
             raise InputError(f"the loss must be a function loss(model, batch), not {type(loss).__name__}.")
         if mode not in ("eval", "train"):

@@ -29,7 +29,7 @@ FLOORS = [
     },
     {"spreadsheets"},
     {"isolation"},
-    {"inputs"},
+    {"inputs", "losses"},
     {"objective"},
     {"determinism"},
     {"blocks"},
