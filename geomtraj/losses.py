@@ -129,13 +129,13 @@ def from_criterion(criterion: Any) -> Criterion:
             "leave reduction out."
         )
     weight = getattr(criterion, "weight", None)
-    smoothed = _is_cross_entropy(criterion) and getattr(criterion, "label_smoothing", 0.0)
+    smoothed = isinstance(criterion, nn.CrossEntropyLoss) and criterion.label_smoothing > 0
     if smoothed and isinstance(weight, Tensor) and not bool((weight > 0).all()):
         raise InputError(
             "CrossEntropyLoss with label_smoothing and a class weight of 0 is no mean of its examples' losses: "
             "write loss(model, batch) of your own, or give every class a weight above 0."
         )
-    unreduced = copy.copy(criterion)
+    unreduced: Any = copy.copy(criterion)
     unreduced.reduction = "none"
     return Criterion(unreduced, reduction)
 

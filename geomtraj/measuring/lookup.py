@@ -86,7 +86,7 @@ def look_up(folder: Path, job: Job, again: bool) -> Lookup:
     seen = lookup.summary.iterates if lookup.summary else {}
     told: Counter[str] = Counter()
     for step in job.trajectory.steps:
-        content = still(seen, job.trajectory.path, step)
+        content = still(seen, job.trajectory, step)
         for name in job.statistics:
             m = stored.results.get((step, keys[name]))
             why = "" if m is None else _doubt(m, job, content, again)
@@ -154,7 +154,7 @@ def loss_holds(job: Job, stored: list[Measurement]) -> bool:
             if content_of(iterate) != m.iterate:
                 continue
             with preserved_state(job.problem.model):
-                put_into(job.problem, job.trajectory, iterate)
+                job.trajectory.put_into(job.problem.model, iterate)
                 if not same_loss(m.quantities["loss"].value, float(job.problem.loss())):
                     return False
     return True

@@ -178,7 +178,7 @@ def of_other_iterates(folder: Path, seen: Mapping[int, Seen], found: list[Measur
         if m.step not in recorded or trajectory is None:
             continue
         if m.step not in now:
-            now[m.step] = still(seen, folder, m.step) or _content(trajectory, m.step)
+            now[m.step] = still(seen, trajectory, m.step) or _content(trajectory, m.step)
         if now[m.step] != m.iterate:
             others[m.step] = now[m.step]
     return others

@@ -150,6 +150,7 @@ class _Run:
 
     def _check_folder(self) -> None:
         if self.folder == self.trajectory.path:
+            self.trajectory.prepare(self.problem.model)
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
