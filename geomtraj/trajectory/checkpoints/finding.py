@@ -104,6 +104,8 @@ def _in_folder(folder: Path) -> list[Path]:
     while not found and level and deep < _DEEPEST:
         level = [p for f in level for p in in_order(_children(f)) if p.is_dir()]
         homes = [f for f in level if _level(f)]
+        if homes and all(len(_level(f)) == 1 for f in homes):  # such as run-100/ckpt.pt, run-200/ckpt.pt
+            return [p for f in homes for p in _level(f)]
         if len(homes) > 1:
             names = ", ".join(str(f.relative_to(folder)) for f in homes[:4])
             raise TrajectoryError(f"several folders in {folder} hold checkpoints ({names}): give one of them.")

@@ -101,7 +101,7 @@ def _best(
     best = min(lacking.values())
     if lacking[""] == best:
         return plain
-    good = [prefix for prefix, count in lacking.items() if count == best]
+    good = sorted(prefix for prefix, count in lacking.items() if count == best)
     if len(good) > 1 and best == 0:
         raise TrajectoryError(
             f"{where} holds several models of this kind, under {' and '.join(repr(p) for p in good[:4])}: pass load= "

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from geomtraj.errors import TrajectoryError
-from geomtraj.trajectory.checkpoints.forms import Content, as_step, content_of, is_optimizer, optimizer_of, step_of
+from geomtraj.trajectory.checkpoints.forms import Content, as_step, content_of, is_optimizer, optimizer_of
 from geomtraj.trajectory.checkpoints.safetensors_files import INDEX, load_index, load_safetensors, metadata
 from geomtraj.trajectory.checkpoints.torch_files import SPREAD, load_torch, unreadable
 from geomtraj.trajectory.files import read_json
@@ -77,8 +77,7 @@ def peek(path: Path) -> int | None:
     if path.suffix == SAFE:
         step = metadata(path).get("step")
         return int(step) if step is not None and step.isdecimal() else None
-    held = load_torch(path, whole=False)
-    return step_of(held, path) if isinstance(held, Mapping) else None
+    return content_of(load_torch(path, whole=False), path).step
 
 
 def checked(path: Any, tensors: Mapping[str, Tensor], stored: int | None) -> dict[str, Tensor]:

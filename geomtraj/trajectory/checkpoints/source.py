@@ -67,6 +67,7 @@ class Checkpoints:
         self.steps = list(self._places)
         self.path = absolute(_beside(meant) / OUT if out is None else out)
         self.manifest = self._described()
+        self._aliases: dict[str, str] = self.manifest["aliases"]
 
     @on_the_cpu
     def read(self, step: int, parts: Collection[str], names: Callable[[str], bool] | None = None) -> dict[str, Any]:
@@ -119,7 +120,9 @@ class Checkpoints:
         Raises:
             TrajectoryError: Several parts of the checkpoint fit, or a number type cannot stand for the model's.
         """
-        return fitting.fitted(model, content["parameters"] | content["buffers"], self._places[step])
+        tensors = content["parameters"] | content["buffers"]
+        tied = {alias: tensors[name] for alias, name in self._aliases.items() if name in tensors}
+        return fitting.fitted(model, tied | tensors, self._places[step])
 
     def prepare(self, model: nn.Module) -> None:
         """Make the folder for results, with a manifest of what is known of the run and of the model.

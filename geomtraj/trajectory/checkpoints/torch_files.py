@@ -5,21 +5,18 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from geomtraj.errors import TrajectoryError
+from geomtraj.errors import GeomtrajError, TrajectoryError
 from geomtraj.isolation import on_the_cpu
 from geomtraj.trajectory.files import open_regular
 from geomtraj.trajectory.store import DamagedFile, OutOfMemory
 
-_CONTENT_ERRORS = (
-    ValueError, KeyError, TypeError, IndexError, OverflowError, AttributeError, RecursionError, RuntimeError, EOFError,
-    AssertionError, NotImplementedError, zipfile.BadZipFile,
-)  # fmt: skip
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 _CHUNK = 2**22
 SPREAD = 2**24
@@ -42,14 +39,18 @@ def load_torch(path: Path, *, whole: bool = True) -> Any:
     try:
         if zipped:
             _check_archive(path, whole)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch thinks of the file's form
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except GeomtrajError:
+        raise
     except pickle.UnpicklingError as error:
         raise _refused(path, error) from None
     except MemoryError as error:
         raise OutOfMemory(f"{path} cannot be read: the memory does not suffice.") from error
     except OSError as error:
         raise cannot_open(path, error) from error
-    except _CONTENT_ERRORS as error:
+    except Exception as error:  # a damaged file makes the unpickler raise almost anything
         raise unreadable(path, error) from error
 
 
