@@ -11,6 +11,7 @@ from geomtraj.linalg import Eigenpairs, Estimate, SpectralDensity, Spectrum
 from geomtraj.measuring import Measurement, Results, measure
 from geomtraj.operators import GGN, Hessian, MatrixOperator, Preconditioned
 from geomtraj.problem import Problem
+from geomtraj.registering import register
 from geomtraj.reporting import plot, report
 from geomtraj.splitting import join, split
 from geomtraj.statistics import REGISTRY as STATISTICS
@@ -57,6 +58,7 @@ __all__ = [
     "next_update",
     "plot",
     "r_med",
+    "register",
     "report",
     "shard",
     "spectral_density",

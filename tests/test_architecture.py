@@ -28,6 +28,7 @@ FLOORS = [
         "trees",
     },
     {"spreadsheets"},
+    {"plugins"},
     {"isolation"},
     {"inputs", "losses"},
     {"objective"},
@@ -49,11 +50,13 @@ FLOORS = [
     {"tasks"},
     {"training"},
     {"updates"},
+    {"registering"},
     {"measuring"},
     {"comparing"},
     {"reporting"},
     {"demo", "doctor"},
-    {"cli"},
+    {"overview"},
+    {"cli", "cli_options", "cli_runs"},
     {"__main__"},
 ]
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}

@@ -28,6 +28,7 @@ SIGNATURES = {
     "losses.from_criterion": "criterion",
     "measure": "trajectory, problem, statistics=('r_med', 'spectrum'), executor=None, resume=True",
     "contrast": "groups, statistic='r_med', at='loss'",
+    "register": "thing, name=None",
     "report": "groups, path='report.html'",
     "plot.losses": "groups, ax=None",
     "plot.r_med": "groups, label, against='step', ax=None",

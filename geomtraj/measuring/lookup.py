@@ -13,7 +13,6 @@ from geomtraj.isolation import one_at_a_time, preserved_state
 from geomtraj.measuring.code import code_of, failure_code
 from geomtraj.measuring.content import content_of, still
 from geomtraj.measuring.folder import Stored, counted, key, read_stored
-from geomtraj.measuring.history import put_into
 from geomtraj.measuring.record import Measurement, NewerFormat
 from geomtraj.measuring.summary import Summary, keys_of_format_1, read_summary
 from geomtraj.measuring.unit import Job, Unit

@@ -279,7 +279,7 @@ class Recorder:
             self._manifest["storage"] = self._storage.to_json()
         self.step = self._entered_at = start.step
         self._recorded = start.step if start.step in steps else None
-        session = manifest.session(self._model, self.step)
+        session = manifest.session(self._model, self.step, self._optimizers)
         self._manifest["sessions"].append(session | ({"attached": True} if start.attached else {}))
         self._fingerprint = model_state.fingerprint(self._model)
         set_aside(self.path, start)

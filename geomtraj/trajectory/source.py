@@ -9,9 +9,11 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from geomtraj.trajectory import log, store
+from geomtraj.trajectory import fitting, log, store
 from geomtraj.trajectory.manifest import read_manifest
 
+IMPORTED = "imported"
+"""Entry of the manifest of a run that was copied: step -> the checkpoint that its iterate was copied from."""
 Stamp = tuple[int, int]
 """Size in bytes and time of the last change in nanoseconds."""
 
@@ -93,8 +95,10 @@ class Recorded:
     def fitted(
         self, model: nn.Module, content: dict[str, dict[str, Tensor]], step: int
     ) -> dict[str, dict[str, Tensor]]:
-        """The same: names are the recorded model's own."""
-        return content
+        """The same, since names are the recorded model's own; those of imported checkpoints are looked up."""
+        if IMPORTED not in self.manifest:
+            return content
+        return fitting.fitted(model, content["parameters"] | content["buffers"], self.name(step))
 
     def prepare(self, model: nn.Module) -> None:
         """Nothing: results stand beside the iterates."""

@@ -9,7 +9,6 @@ from torch import nn
 
 import geomtraj as gt
 
-
 RUNS = (("once", 6, False), ("twice", 3, False), ("twice", 6, True), ("twice", 7, False))
 """Folder, steps, and whether to go on."""
 

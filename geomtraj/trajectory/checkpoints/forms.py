@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from geomtraj.errors import TrajectoryError
+from geomtraj.trajectory.fitting import EXTRA_STATE
 
 MODEL = ("model_state_dict", "state_dict", "model", "model_state", "module", "net", "network", "weights", "params")
 OPTIMIZER = (
@@ -17,8 +18,6 @@ OPTIMIZER = (
 )  # fmt: skip
 STEP = ("global_step", "step", "iter_num", "iteration", "iter", "num_steps", "train_step", "current_step")
 LIGHTNING = "pytorch-lightning_version"
-EXTRA_STATE = "_extra_state"
-"""The end of names under which modules keep what is no tensor."""
 
 
 @dataclass

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from geomtraj._version import __version__
 from geomtraj.errors import GeomtrajError, InputError, TrajectoryError
 from geomtraj.isolation import on_the_cpu
-from geomtraj.trajectory import model_state
-from geomtraj.trajectory.checkpoints import finding, fitting, numbering, reading
+from geomtraj.trajectory import fitting, model_state
+from geomtraj.trajectory.checkpoints import finding, numbering, reading
 from geomtraj.trajectory.checkpoints.forms import Content, as_step, is_optimizer, tensors_in
 from geomtraj.trajectory.files import write_error
 from geomtraj.trajectory.folder import absolute

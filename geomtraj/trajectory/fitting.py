@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint under the names that a model has for them."""
+"""Tensors that were saved elsewhere under the names that a model has for them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from geomtraj.errors import TrajectoryError
 from geomtraj.trajectory import model_state
-from geomtraj.trajectory.checkpoints.forms import EXTRA_STATE
 
+EXTRA_STATE = "_extra_state"
+"""The end of names under which modules keep what is no tensor."""
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 """Last parts of names that are buffers by everybody's use."""
 
