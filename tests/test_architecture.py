@@ -15,6 +15,7 @@ FLOORS = [
     {
         "_version",
         "composed",
+        "display",
         "distributed",
         "errors",
         "failures",

@@ -156,12 +156,10 @@ class Recorder:
         """Enter the block, where a loop has no place for `with`; `stop` leaves it.
 
         Args:
-            step: Optimizer steps before the checkpoint that was restored into model and optimizer, where that is
-                known: recording goes on there, and nothing is loaded.
+            step: Of which step a checkpoint is that was restored before: recording goes on there, nothing is loaded.
 
         Raises:
-            InputError: It is no count of steps.
-            InputError, TrajectoryError: As for entering the block.
+            InputError, TrajectoryError: As for entering the block; the step is no count.
         """
         if step is not None and (isinstance(step, bool) or not isinstance(step, int) or step < 0):
             raise InputError(f"start(step={step!r}): give the count of optimizer steps before the restored checkpoint.")
@@ -220,12 +218,7 @@ class Recorder:
         self._told = False
 
     def record(self) -> None:
-        """Record the current step now, whatever the schedule says; one that is recorded already stays as it is.
-
-        Raises:
-            InputError: The Recorder is not recording.
-            TrajectoryError: The disk is full, or the folder is gone.
-        """
+        """Record the current step now, whatever the schedule says, if it is not yet; errors as for `tick`."""
         if not self._recording:
             raise InputError("rec.record works inside the block: with Recorder(...) as rec: rec.record().")
         if self._ranks.writes and self._recorded != self.step:

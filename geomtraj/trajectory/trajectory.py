@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from geomtraj.display import html_table
 from geomtraj.errors import InputError, TrajectoryError
 from geomtraj.isolation import on_the_cpu
 from geomtraj.layout import Layout
@@ -198,6 +199,11 @@ class Trajectory:
     def __repr__(self) -> str:
         span = f"steps {self.steps[0]} to {self.steps[-1]}" if self.steps else "no steps"
         return f"Trajectory({str(self.path)!r}, {len(self)} iterates, {span}, {self.status})"
+
+    def _repr_html_(self) -> str:
+        logged = sorted({name for row in self.log for name in row if name not in ("step", "wall_time")})[:4]
+        rows = [(step, *(self._logged.get(step, {}).get(name, "") for name in logged)) for step in self.steps]
+        return html_table(repr(self), ("step", *logged), rows)
 
     @on_the_cpu
     def at_step(self, step: int) -> Iterate:
