@@ -58,14 +58,10 @@ number = 3
 
 
 @pytest.fixture(autouse=True)
-def registries():
-    """As they were, after each test."""
-    held = [(r, dict(r)) for r in (statistics.REGISTRY, tasks.REGISTRY, optimizers.REGISTRY)]
+def modules_of_files():
+    """Are forgotten after each test."""
     modules = set(sys.modules)
     yield
-    for registry, before in held:
-        registry.clear()
-        registry.update(before)
     for name in set(sys.modules) - modules:
         if getattr(sys.modules[name], "__file__", "") and "mine" in str(sys.modules[name].__file__):
             del sys.modules[name]
