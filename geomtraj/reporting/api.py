@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from geomtraj.comparing.pairing import check_groups
 from geomtraj.errors import InputError
@@ -31,6 +32,7 @@ def write_report(groups: Mapping[str, Sequence[Results]], path: str | Path, titl
         raise InputError(f"{path} is a folder: name the file of the page, such as {path / 'report.html'}.")
     check_writable(path)
 
+    assets = path.with_name(f"{path.stem}_files")  # so that two pages in one folder keep their own
     material = gather(checked, levels)
     drawings: list[tuple[Drawing, bytes]] = []
     left_out = []
@@ -42,11 +44,12 @@ def write_report(groups: Mapping[str, Sequence[Results]], path: str | Path, titl
             if isinstance(drawing, LeftOut):
                 left_out.append(drawing.reason)
                 continue
-            drawings.append((drawing, write_drawing(drawing, path.parent / "figures")))
-    tables = path.parent / "tables"
+            drawings.append((drawing, write_drawing(drawing, assets / "figures")))
+    tables = assets / "tables"
     for (statistic, at), table in material.tables.items():
         write(tables / contrast_file(statistic, at), table.csv_text().encode())
     write(tables / "measurements.csv", runs.measurements_csv(material).encode())
     write(tables / "runs.csv", runs.runs_csv(material).encode())
-    write(path, page(material, drawings, left_out, title or f"Terrain of {listed(checked)}").encode())
+    heading = title or f"Terrain of {listed(checked)}"
+    write(path, page(material, drawings, left_out, heading, quote(assets.name)).encode())
     return path

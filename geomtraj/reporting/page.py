@@ -15,7 +15,9 @@ from geomtraj.reporting.style import number
 from geomtraj.reporting.template import render
 
 
-def page(material: Material, drawings: list[tuple[Drawing, bytes]], left_out: list[str], title: str) -> str:
+def page(
+    material: Material, drawings: list[tuple[Drawing, bytes]], left_out: list[str], title: str, assets: str
+) -> str:
     """The HTML text.
 
     Args:
@@ -23,11 +25,13 @@ def page(material: Material, drawings: list[tuple[Drawing, bytes]], left_out: li
         drawings: The figures with their SVG, in the order of the page.
         left_out: Why figures are missing, one sentence each.
         title: Heading of the page.
+        assets: The folder of its figures and tables, as links name it.
     """
     return render(
         "page.html.j2",
         {"interval": interval},
         title=title,
+        assets=assets,
         names=list(material.everything),
         answers=summary.answers(material),
         no_answer=_no_answer(material),
