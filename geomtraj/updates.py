@@ -165,7 +165,7 @@ def _described(iterate: Iterate, states: list[dict[str, Any]]) -> list[dict[str,
 
 
 def _builder(about: Mapping[str, Any]) -> Factory:
-    """How to build a class by its name: torch's own, geomtraj's own, or a registered one."""
+    """How to build a class by its name: torch's, geomtraj's or pytorch_optimizer's own, or a registered one."""
     name, module = str(about["class"]), str(about["module"])
     if name in FACTORIES:
         return FACTORIES[name]
@@ -177,6 +177,11 @@ def _builder(about: Mapping[str, Any]) -> Factory:
             of_groups = getattr(getattr(import_module(module), name, None), "of_groups", None)
             if of_groups is not None:
                 return lambda params: of_groups([g["params"] if isinstance(g, dict) else g for g in params])
+    if module.split(".")[0] == "pytorch_optimizer":
+        with suppress(ImportError):
+            own = getattr(import_module(module), name, None)
+            if isinstance(own, type) and issubclass(own, Optimizer):
+                return lambda params: own(params, lr=1e-3)  # type: ignore[call-arg]
     raise NotRecorded(
         f"the run was trained with {name or 'an optimizer of unknown name'}{f' of {module}' if module else ''}, which "
         f"geomtraj cannot build by itself: pass optimizer=lambda params: {name or 'Name'}(params, ...) with the "

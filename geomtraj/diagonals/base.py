@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from geomtraj.blocks import Blocks
+from geomtraj.display import clipped, html_table
 from geomtraj.layout import Layout
 
 
@@ -34,7 +36,7 @@ class Part:
     dof: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Diagonal:
     """The diagonal of a curvature matrix.
 
@@ -67,6 +69,19 @@ class Diagonal:
     def __post_init__(self) -> None:
         if isinstance(self.blocks, Layout):
             object.__setattr__(self, "blocks", Blocks(self.blocks))
+
+    def __repr__(self) -> str:
+        made = f"{self.method}, {self.cost.matvecs} products, {self.cost.seconds:.3g} s"
+        return f"Diagonal({self.values.numel()} entries in {len(self.blocks)} blocks; {made}; {clipped(self.status)})"
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for name in self.blocks:
+            values, sem = (part.double().reshape(-1) for part in self.block(name))
+            root = [float(part.square().mean().sqrt()) if part.numel() else math.nan for part in (values, sem)]
+            rows.append((name, values.numel(), *root))
+        caption = f"Diagonal by {self.method}: {self.status}"
+        return html_table(caption, ("block", "entries", "root mean square", "of its standard errors"), rows)
 
     def block(self, name: str) -> tuple[Tensor, Tensor]:
         """Entries and standard errors of one block or parameter, each in its own shape.

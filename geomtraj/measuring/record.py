@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from geomtraj.display import clipped, html_table, interval
 from geomtraj.errors import InputError, TrajectoryError
 from geomtraj.measuring.arrays import Arrays, table_of
 from geomtraj.statistics.base import Quantity
@@ -26,7 +27,7 @@ _HEX = 64
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Measurement:
     """One statistic at one iterate.
 
@@ -80,6 +81,16 @@ class Measurement:
         """What the measurement says of one of its quantities: that one's own status, and what is about all of them."""
         own = self.own_statuses()
         return Status.read(own.get(label, OK)) if own else Status.read(self.status).of(label)
+
+    def __repr__(self) -> str:
+        first = next((f", {name} {q.value:.4g}" for name, q in self.quantities.items()), "")
+        more = f" and {len(self.quantities) - 1} more" if len(self.quantities) > 1 else ""
+        return f"Measurement({self.statistic} at step {self.step}{clipped(first)}{more}; {clipped(self.status)})"
+
+    def _repr_html_(self) -> str:
+        rows = [(name, q.value, interval(q.low, q.high), self.status_of(name)) for name, q in self.quantities.items()]
+        caption = f"{self.statistic} at step {self.step}: {self.status}"
+        return html_table(caption, ("label", "value", "95 % interval", "status"), rows)
 
     def to_json(self) -> dict[str, Any]:
         """The record in JSON's types; numbers that are not finite are "NaN", "Infinity" and "-Infinity".

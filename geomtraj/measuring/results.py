@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from geomtraj.display import html_table
 from geomtraj.errors import TrajectoryError, unknown_name
 from geomtraj.measuring.content import Seen, content_of, still
 from geomtraj.measuring.folder import FOLDER, counted, key_of, read_stored
@@ -89,6 +90,14 @@ class Results:
 
     def __repr__(self) -> str:
         return f"Results({str(self.path)!r}, {len(self.steps)} iterates, {', '.join(self.statistics)})"
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for name in self.statistics:
+            found = self.of(name)
+            remarks = sum(m.status != "ok" for m in found)
+            rows.append((name, len(found), len(self.labels(name)), remarks, sum(m.matvecs for m in found)))
+        return html_table(repr(self), ("statistic", "iterates", "quantities", "with a remark", "products"), rows)
 
     def of(self, statistic: str) -> list[Measurement]:
         """The measurements of one statistic, ordered by step.
@@ -196,7 +205,7 @@ def of_other_iterates(folder: Path, seen: Mapping[int, Seen], found: list[Measur
         if m.step not in recorded or trajectory is None:
             continue
         if m.step not in now:
-            now[m.step] = still(seen, folder, m.step) or _content(trajectory, m.step)
+            now[m.step] = still(seen, trajectory, m.step) or _content(trajectory, m.step)
         if now[m.step] != m.iterate:
             others[m.step] = now[m.step]
     return others

@@ -20,7 +20,8 @@ from geomtraj.errors import InputError, TrajectoryError
 from geomtraj.trajectory import log, manifest, model_state, store
 from geomtraj.trajectory.background import Background, copied
 from geomtraj.trajectory.folder import RunFolder, absolute
-from geomtraj.trajectory.resume import Start, find_start, set_aside
+from geomtraj.trajectory.ranks import Ranks
+from geomtraj.trajectory.resume import Start, bring_to, find_start, set_aside
 from geomtraj.trajectory.schedules import Schedule, check_schedule, every
 from geomtraj.trajectory.steps import (
     PREFIXES,
@@ -47,7 +48,8 @@ class Recorder:
 
     Args:
         path: Folder of the trajectory; made if absent.
-        model: The model in training; torch.compile's wrapper is looked through.
+        model: The model in training; the wrappers of torch.compile and DistributedDataParallel are looked through.
+            Where the latter trains it in several processes, each makes the same calls, and the first one records.
         optimizer: Any torch optimizer of its parameters, or a list of several: a step ends with the last of them.
             An optimizer that holds another, as SAM does, is watched through it where its own step() is not called.
         schedule: Which steps to record, a function step -> bool. Step 0 is the model as it enters the block,
@@ -113,6 +115,8 @@ class Recorder:
         self._recording = False
         self._told = False  # whether a step was told of since the last tick
         self._entered_at = 0
+        self._restored_at: int | None = None
+        self._ranks = Ranks(model)
         self._recorded: int | None = None
         self._fingerprint: list[int] = []
         self._settings: dict[str, float] = {}
@@ -138,20 +142,28 @@ class Recorder:
         """
         if self._recording:
             raise InputError("this Recorder is already recording: make a second one for a second run.")
-        self._folder.hold()
-        try:
+        step, attached = self._ranks.by_the_first(self._open)
+        if not self._ranks.writes:
+            if step and not attached:
+                bring_to(self.path, step, self._model, self._optimizers)
+            self.step = step
             self._attach()
-            self._begin()
-        except BaseException:
-            self._detach()
-            self._folder.undo()
-            raise
         self._recording = True
         self._settings = settings_of(self._optimizers)
         return self
 
-    def start(self) -> Recorder:
-        """Enter the block, where a loop has no place for `with`; `stop` leaves it."""
+    def start(self, step: int | None = None) -> Recorder:
+        """Enter the block, where a loop has no place for `with`; `stop` leaves it.
+
+        Args:
+            step: Of which step a checkpoint is that was restored before: recording goes on there, nothing is loaded.
+
+        Raises:
+            InputError, TrajectoryError: As for entering the block; the step is no count.
+        """
+        if step is not None and (isinstance(step, bool) or not isinstance(step, int) or step < 0):
+            raise InputError(f"start(step={step!r}): give the count of optimizer steps before the restored checkpoint.")
+        self._restored_at = step or None
         return self.__enter__()
 
     def stop(self) -> None:
@@ -168,6 +180,8 @@ class Recorder:
         """Record the last step, detach from the optimizers and store how the run ended."""
         self._recording = False
         self._detach()
+        if not self._ranks.writes:
+            return
         # An exception on its way out must not be hidden by a full disk here.
         with contextlib.ExitStack() as ending:
             ending.callback(self._folder.release)
@@ -203,6 +217,13 @@ class Recorder:
             self._after_step()
         self._told = False
 
+    def record(self) -> None:
+        """Record the current step now, whatever the schedule says, if it is not yet; errors as for `tick`."""
+        if not self._recording:
+            raise InputError("rec.record works inside the block: with Recorder(...) as rec: rec.record().")
+        if self._ranks.writes and self._recorded != self.step:
+            self._record()
+
     def log(self, **scalars: Any) -> None:
         """Append numbers or 0-d tensors to the log of the current step.
 
@@ -212,6 +233,8 @@ class Recorder:
         """
         if not self._recording:
             raise InputError("rec.log works inside the block: with Recorder(...) as rec: rec.log(loss=loss).")
+        if not self._ranks.writes:
+            return
         if self._background is not None:
             self._background.check()
         row = log.check_scalars(scalars)  # reading a GPU scalar waits for training, so the clock runs on
@@ -221,10 +244,21 @@ class Recorder:
             self._mark_diverged()
         self._clock += time.perf_counter() - entered
 
-    def _begin(self) -> None:
+    def _open(self) -> tuple[int, bool]:
+        """Begin to record; the step, and whether model and optimizer stood there already."""
+        self._folder.hold()
+        try:
+            self._attach()
+            return self._begin()
+        except BaseException:
+            self._detach()
+            self._folder.undo()
+            raise
+
+    def _begin(self) -> tuple[int, bool]:
         """Find where the run starts, and write what a run begins with."""
         steps = store.stored_steps(self.path)
-        if steps and not self._resume:
+        if steps and not self._resume and self._restored_at is None:
             raise InputError(
                 f"{self.path} already holds a trajectory (last step {steps[-1]}): "
                 "choose another path, delete the folder, or go on with resume=True."
@@ -233,12 +267,12 @@ class Recorder:
         if steps:
             start = self._go_on(steps)
         else:
-            start = Start(0, 0.0)
+            start = Start(self._restored_at or 0, 0.0, attached=self._restored_at is not None)
             self._manifest = manifest.describe(self._model, self._optimizers, self._schedule, self._meta)
             self._manifest["storage"] = self._storage.to_json()
         self.step = self._entered_at = start.step
         self._recorded = start.step if start.step in steps else None
-        session = manifest.session(self._model, self.step)
+        session = manifest.session(self._model, self.step, self._optimizers)
         self._manifest["sessions"].append(session | ({"attached": True} if start.attached else {}))
         self._fingerprint = model_state.fingerprint(self._model)
         set_aside(self.path, start)
@@ -255,6 +289,7 @@ class Recorder:
                 for name in (log.NAME, manifest.NAME):
                     (self.path / name).unlink(missing_ok=True)
             raise
+        return start.step, start.attached
 
     def _go_on(self, steps: list[int]) -> Start:
         self._manifest = manifest.read_manifest(self.path)
@@ -267,6 +302,7 @@ class Recorder:
         start = find_start(
             self.path, steps, self._model, self._optimizers,
             run=self._manifest.get("run"), lossy=self._storage.lossy() or stored_lossy(self._manifest),
+            restored_at=self._restored_at,
         )  # fmt: skip
         missing = manifest.not_optimized(self._model, self._optimizers)
         self._manifest.update(status="running", diverged_at=None, schedule=repr(self._schedule), not_optimized=missing)
@@ -325,7 +361,7 @@ class Recorder:
         return "unseen"
 
     def _record_if_due(self) -> None:
-        if self._schedule(self.step):
+        if self._ranks.writes and self._schedule(self.step):
             self._record()
 
     def _record(self) -> None:

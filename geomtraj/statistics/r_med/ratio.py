@@ -16,6 +16,7 @@ from geomtraj.blocks import Blocks
 from geomtraj.diagonals import EXACT_UP_TO, Diagonal, diagonal
 from geomtraj.diagonals.exact import entries as exact_entries
 from geomtraj.diagonals.gauss_newton import NoSplit, gauss_newton
+from geomtraj.display import InFields, clipped, interval
 from geomtraj.errors import ExamplesInteract, InputError
 from geomtraj.failures import in_one_sentence
 from geomtraj.isolation import in_plain_torch
@@ -43,8 +44,8 @@ UNCORRELATED = ("hutchinson", "xdiag")
 """Methods whose errors are nearly independent within a row of a weight."""
 
 
-@dataclass(frozen=True)
-class RMed:
+@dataclass(frozen=True, repr=False)
+class RMed(InFields):
     """R_med = max|d| / median|d| of the entries d of one block of the Hessian diagonal.
 
     Attributes:
@@ -75,6 +76,10 @@ class RMed:
     tenth: float
     q99: float
     status: str = "ok"
+
+    def __repr__(self) -> str:
+        value = f"{self.value:.4g} {interval(self.low, self.high)}".strip()
+        return f"RMed({value}, {self.size} entries; {clipped(self.status)})"
 
 
 @in_plain_torch
