@@ -67,4 +67,3 @@ def compose(tasks: Sequence[Task], coupling: np.ndarray, times: int = 1) -> list
         error = (own[k] + noise[k]) / counts[k] / times
         tasks[k].variance *= error / (tasks[k].variance + error + TINY)
     return [tasks[k] for k in chosen]
-

@@ -137,7 +137,7 @@ class _Fit:
 
     def _step(self) -> None:
         """Centre, then scale: each the best while the other and the mixture's shares are held."""
-        y, variance, weights = self._data
+        y, _, weights = self._data
         own, total, errors, shares, _ = self._state(self.best)
         precision = weights * (shares / total).sum(-1)
         self.best[:, :3] += self._newton(precision, precision * errors, slice(0, 3))
