@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from geomtraj.blocks import Blocks
 from geomtraj.display import clipped, html_table
 from geomtraj.layout import Layout
+from geomtraj.status import Code, Remark, Status
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Diagonal:
             for each parameter.)
         method: The method that made it; what "auto" chose.
         cost: Products and seconds.
-        status: "ok", or per block what is wrong with it.
+        status: "ok", or what is wrong, a `Status`: its remarks name the parameter or block that they are about.
         dof: Degrees of freedom of each standard error (P,), from how the spreads of its parts differ (Satterthwaite);
             infinite where an entry is exact. None if unknown.
         gauss_newton: The diagonal of J^T (d2L/dz2) J, z the model's output, where it was taken apart; None elsewhere.
@@ -93,13 +95,13 @@ class Diagonal:
         return block.take(self.values).reshape(block.shape), block.take(self.sem).reshape(block.shape)
 
 
-def describe(values: Tensor, blocks: Blocks, remark: str = "") -> str:
-    """The status of a diagonal (P,): "ok", or the remark and each block's number of entries that are not finite."""
-    remarks = [remark] if remark else []
-    finite = torch.isfinite(values)
+def describe(values: Tensor, blocks: Blocks, remarks: Iterable[Remark] = ()) -> Status:
+    """The status of a diagonal (P,): the remarks, and each block's number of entries that are not finite."""
+    remarks, finite = list(remarks), torch.isfinite(values)
     if not finite.all():
         for name, block in blocks.items():
             bad = block.size - int(block.take(finite).sum())
             if bad:
-                remarks.append(f"{bad} of {block.size} entries of {name} are not finite")
-    return "; ".join(remarks) or "ok"
+                text = f"{bad} of {block.size} entries of {name} are not finite"
+                remarks.append(Remark(Code.NOT_FINITE, text, name))
+    return Status(remarks)

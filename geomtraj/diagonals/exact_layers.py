@@ -21,6 +21,7 @@ from geomtraj.layers.graph import LossGraph
 from geomtraj.layers.probe_groups import ProbeGroup, probe_groups
 from geomtraj.operators.hessian import Hessian
 from geomtraj.problem import Problem
+from geomtraj.status import Code, Remark
 
 WHOLE = "a product with the whole Hessian for each entry"
 TRIED_FROM = 4 * WIDTH
@@ -65,12 +66,12 @@ def exact_by_layer(problem: Problem, theta: Tensor | None = None, *, max_seconds
     why = next((reason for reason, _ in told if reason), "")
     if sums is None or why:
         found = exact(Hessian(problem, theta), max_seconds=max_seconds)
-        remark = f"{WHOLE}, since {why}"
-        return replace(found, status=describe(found.values, problem.blocks, remark))
+        remark = Remark(Code.NOTE, f"{WHOLE}, since {why}")
+        return replace(found, status=describe(found.values, problem.blocks, [remark]))
     part = over_ranks(problem, sums)
     names = [name for name in problem.layout if any(name in unexplained for _, unexplained in told)]
     products = sums.products + _take_whole(problem, theta, names, part, max_seconds)
-    status = describe(part.values, problem.blocks, "; ".join(f"{name}: {WHOLE}" for name in names))
+    status = describe(part.values, problem.blocks, [Remark(Code.NOTE, f"{n}: {WHOLE}", n) for n in names])
     cost = Cost(products, time.perf_counter() - start)
     return Diagonal(part.values, torch.zeros_like(part.values), problem.blocks, "exact", cost, status, part.dof)
 

@@ -16,6 +16,7 @@ from geomtraj.diagonals.sampling import Sampling
 from geomtraj.errors import ExamplesInteract
 from geomtraj.layers.batches import Batch, batches
 from geomtraj.problem import Problem
+from geomtraj.status import Code, Remark
 
 
 class Method(ABC):
@@ -73,10 +74,10 @@ def estimated(problem: Problem, theta: Tensor | None, method: Method) -> Diagona
     except ExamplesInteract as error:
         raise ExamplesInteract(f"{error}, or take method 'xdiag' or 'exact'.") from None
     part = over_ranks(problem, sums)
-    remarks = [f"{name}: {how}" for name, how in sums.unexplained.items()]
+    remarks = [Remark(Code.NOTE, f"{name}: {how}", name) for name, how in sums.unexplained.items()]
     if method.sampling.samples == 1:
-        remarks.append("one sample gives no standard errors: use at least two")
-    status = describe(part.values, problem.blocks, "; ".join(remarks))
+        remarks.append(Remark(Code.FEW_SAMPLES, "one sample gives no standard errors: use at least two"))
+    status = describe(part.values, problem.blocks, remarks)
     cost = Cost(round(sums.products / max(sums.batches, 1)), sums.seconds)
     return Diagonal(part.values, part.sem, problem.blocks, method.name, cost, status, part.dof)
 
