@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -24,10 +25,12 @@ class Method(ABC):
     Attributes:
         name: Of the method.
         sampling: How many random vectors it takes.
+        remarks: What is to be said of all entries, once the batches are done.
     """
 
     name: str
     sampling: Sampling
+    remarks: Sequence[str] = ()
 
     @abstractmethod
     def explained(self, batch: Batch) -> list[Estimator]:
@@ -73,7 +76,7 @@ def estimated(problem: Problem, theta: Tensor | None, method: Method) -> Diagona
     except ExamplesInteract as error:
         raise ExamplesInteract(f"{error}, or take method 'xdiag' or 'exact'.") from None
     part = over_ranks(problem, sums)
-    remarks = [f"{name}: {how}" for name, how in sums.unexplained.items()]
+    remarks = [*dict.fromkeys(method.remarks), *(f"{name}: {how}" for name, how in sums.unexplained.items())]
     if method.sampling.samples == 1:
         remarks.append("one sample gives no standard errors: use at least two")
     status = describe(part.values, problem.blocks, "; ".join(remarks))
