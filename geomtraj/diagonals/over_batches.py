@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -25,10 +26,12 @@ class Method(ABC):
     Attributes:
         name: Of the method.
         sampling: How many random vectors it takes.
+        remarks: What is to be said of all entries, once the batches are done.
     """
 
     name: str
     sampling: Sampling
+    remarks: Sequence[str] = ()
 
     @abstractmethod
     def explained(self, batch: Batch) -> list[Estimator]:
@@ -74,7 +77,8 @@ def estimated(problem: Problem, theta: Tensor | None, method: Method) -> Diagona
     except ExamplesInteract as error:
         raise ExamplesInteract(f"{error}, or take method 'xdiag' or 'exact'.") from None
     part = over_ranks(problem, sums)
-    remarks = [Remark(Code.NOTE, f"{name}: {how}", name) for name, how in sums.unexplained.items()]
+    remarks = [Remark(Code.NOTE, text) for text in dict.fromkeys(method.remarks)]
+    remarks += [Remark(Code.NOTE, f"{name}: {how}", name) for name, how in sums.unexplained.items()]
     if method.sampling.samples == 1:
         remarks.append(Remark(Code.FEW_SAMPLES, "one sample gives no standard errors: use at least two"))
     status = describe(part.values, problem.blocks, remarks)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from geomtraj.diagonals.base import Diagonal
-from geomtraj.diagonals.estimator import Estimator
+from geomtraj.diagonals.estimator import Estimator, GraphEstimator
+from geomtraj.diagonals.factored import Factored
 from geomtraj.diagonals.one_hot import UnitOneHots
 from geomtraj.diagonals.output_vectors import FEW_OUTPUTS, OutputOneHots, OutputSigns, outputs
 from geomtraj.diagonals.over_batches import Method, estimated
 from geomtraj.diagonals.parameter_signs import ParameterSigns
+from geomtraj.diagonals.parts import Choice
+from geomtraj.diagonals.pilot import PROBES, Pairs, Ways, choose
 from geomtraj.diagonals.sampling import Sampling
 from geomtraj.diagonals.signs import EntrySigns, PositionSigns, TapSigns
 from geomtraj.layers.batches import Batch
 from geomtraj.layers.probe_groups import ProbeGroup, probe_groups
+from geomtraj.layers.replay import NotReplayed
 from geomtraj.linalg.chunks import at_least
 from geomtraj.problem import Problem
 
@@ -98,17 +102,22 @@ class Probing(Method):
     Attributes:
         sampling: How many random vectors.
         on_entries: For groups of taps that have been compared: whether signs on entries give less spread.
+        choice: What is estimated by factored second derivatives, once the first batch has told.
+        remarks: What is to be said of all entries.
     """
 
     sampling: Sampling
     on_entries: dict[tuple[int, ...], bool] = field(default_factory=dict)
+    choice: Choice | None = None
+    remarks: list[str] = field(default_factory=list)
     name = "probing"
 
     def explained(self, batch: Batch) -> list[Estimator]:
         """The Gauss-Newton part of all groups together, then what is left of each, one after the other."""
         graph, samples = batch.graph, self.sampling.samples
         gauss_newton: list[ProbeGroup] = []
-        rest: list[Estimator] = []
+        exact: list[Estimator] = []
+        sampled: Pairs = []
         few_outputs = outputs(graph) <= max(samples, FEW_OUTPUTS)
         for group in probe_groups(graph):
             split = graph.output_hessian is not None
@@ -118,32 +127,78 @@ class Probing(Method):
                     gauss_newton.append(group)
                     continue
                 if units <= samples:
-                    rest.append(UnitOneHots(group))
+                    exact.append(UnitOneHots(group))
                     continue
                 split = few_outputs and positions == 1
             if split:
                 gauss_newton.append(group)
             if not (split and group.piecewise_linear):
-                rest.append(self._signs(group, batch.ids, split))
+                sampled.append((group, split))
+        choice = self._chosen(sampled, batch, few_outputs)
+        factored = choice.divided(sampled, True)
+        gauss_newton += [group for group, split in factored if not split]
+        rest = [*exact, *self._all_signs(choice.divided(sampled, False), batch, choice.signs_samples)]
+        if factored:
+            rest.append(self._factored(factored, batch, choice.factored_samples))
         if not gauss_newton:
             return rest
         if few_outputs:
             return [OutputOneHots(graph, gauss_newton), *rest]
-        return [OutputSigns(graph, gauss_newton, self.sampling, batch.ids, "probing, outputs"), *rest]
+        return [self._output_signs(gauss_newton, batch.ids, choice.factored_samples), *rest]
+
+    def _chosen(self, sampled: Pairs, batch: Batch, few_outputs: bool) -> Choice:
+        """What the first batch's pilot chose; signs alone where there was none."""
+        samples = self.sampling.samples
+        if self.choice is None:
+            first = batch.ids[:1]
+            ways = Ways(
+                lambda group, split: self._signs(group, first, split, PROBES),
+                lambda groups: Factored(groups, replace(self.sampling, samples=PROBES), first, list),
+                None if few_outputs else lambda groups: self._output_signs(groups, first, PROBES),
+            )
+            try:
+                found = choose(sampled, samples, ways)
+            except NotReplayed as error:
+                found = None
+                self._fell_back(str(error))
+            self.choice = found or Choice(frozenset(), samples, samples)
+        return self.choice
+
+    def _fell_back(self, why: str) -> None:
+        if why:
+            self.remarks.append(f"the residual part is probed layer by layer: {why}")
+
+    def _factored(self, pairs: Pairs, batch: Batch, samples: int) -> Estimator:
+        """Factored second derivatives, or signs where the batch's operations are not all seen."""
+
+        def otherwise() -> list[Estimator]:
+            self._fell_back(found.failed)
+            return self._all_signs(pairs, batch, self.sampling.samples)
+
+        found = Factored([g for g, _ in pairs], replace(self.sampling, samples=samples), batch.ids, otherwise)
+        return found
+
+    def _all_signs(self, pairs: Pairs, batch: Batch, samples: int) -> list[Estimator]:
+        return [self._signs(group, batch.ids, split, samples) for group, split in pairs]
+
+    def _output_signs(self, groups: list[ProbeGroup], ids: Tensor, samples: int) -> OutputSigns:
+        sampling = replace(self.sampling, samples=samples)
+        return OutputSigns(groups[0].graph, groups, sampling, ids, "probing, outputs")
 
     def unexplained(self, batch: Batch) -> Estimator:
         """Signs on the parameters."""
         return ParameterSigns(batch.unexplained, self.sampling, batch.ids)
 
-    def _signs(self, group: ProbeGroup, ids: Tensor, residual: bool) -> Estimator:
+    def _signs(self, group: ProbeGroup, ids: Tensor, residual: bool, samples: int) -> GraphEstimator:
         """Signs for the whole second derivative, or for the `residual` part, where they give the least spread."""
+        sampling = replace(self.sampling, samples=samples)
         if group.positions_decouple:
-            return PositionSigns(group, self.sampling, ids, residual)
+            return PositionSigns(group, sampling, ids, residual)
         shared = group.shared()
         can = all(maps.has_jvp for maps in shared)
         if can and (all(maps.inputs == 1 for maps in shared) or self._compared(group, ids, residual)):
-            return EntrySigns(group, self.sampling, ids, residual)
-        return TapSigns(group, self.sampling, ids, residual)
+            return EntrySigns(group, sampling, ids, residual)
+        return TapSigns(group, sampling, ids, residual)
 
     def _compared(self, group: ProbeGroup, ids: Tensor, residual: bool) -> bool:
         """Whether signs on the parameters' entries give less spread here than signs on the outputs.
