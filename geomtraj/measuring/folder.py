@@ -142,13 +142,13 @@ def read_stored(folder: Path, keys: Collection[str] | None = None) -> Stored:
         TrajectoryError: A result is of a newer format, or a file cannot be read.
     """
     for _ in range(5):
-        with suppress(FileNotFoundError), _no_collection():  # another process may pack the files meanwhile
+        with suppress(FileNotFoundError), no_collection():  # another process may pack the files meanwhile
             return _scanned(folder, None if keys is None else set(keys))
     raise TrajectoryError(f"{folder / FOLDER} changes all the time: wait until the other process is done.")
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
     """No search for garbage: every record that is read would set off another one, half of the time in all."""
     was = gc.isenabled()
     gc.disable()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from geomtraj.errors import TrajectoryError, unknown_name
 from geomtraj.measuring.content import Seen, content_of, still
-from geomtraj.measuring.folder import FOLDER, counted, key_of, read_stored
+from geomtraj.measuring.folder import FOLDER, counted, key_of, no_collection, read_stored
 from geomtraj.measuring.record import Measurement, read_measurement
 from geomtraj.measuring.rows import COLUMNS, rows
 from geomtraj.measuring.summary import NAME, keys_of_format_1, read_summary
@@ -59,6 +59,9 @@ class Results:
         self.measurements = sorted(measurements, key=lambda m: (m.step, m.statistic))
         self.log = log or []
         self.remarks = list(remarks)
+        self._of: dict[str, list[Measurement]] = {}
+        for m in self.measurements:
+            self._of.setdefault(m.statistic, []).append(m)
 
     @property
     def meta(self) -> dict[str, Any]:
@@ -73,7 +76,7 @@ class Results:
     @property
     def statistics(self) -> list[str]:
         """Names of the statistics there are."""
-        return sorted({m.statistic for m in self.measurements})
+        return sorted(self._of)
 
     @property
     def steps(self) -> list[int]:
@@ -92,10 +95,9 @@ class Results:
         Raises:
             InputError: It was not measured.
         """
-        found = [m for m in self.measurements if m.statistic == statistic]
-        if not found:
+        if statistic not in self._of:
             raise unknown_name(f"measured statistic in {self.path}", statistic, self.statistics)
-        return found
+        return list(self._of[statistic])
 
     def labels(self, statistic: str) -> list[str]:
         """Labels of a statistic's quantities, in the order of their first appearance."""
@@ -118,6 +120,7 @@ class Results:
         return dataframe(COLUMNS, rows(self))
 
     @classmethod
+    @no_collection()
     def load(cls, path: str | Path) -> Results:
         """The measurements that `measure` made or found for the problem it was called with last.
 

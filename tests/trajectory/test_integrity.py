@@ -130,3 +130,14 @@ def test_a_manifest_whose_fields_are_of_another_kind_is_refused_by_the_fields_na
     (run / "manifest.json").write_text(json.dumps({**manifest, "format_version": 1}))
     with pytest.raises(TrajectoryError, match="it has no status"):
         Trajectory(run)
+
+
+def test_a_line_cut_to_one_without_checksum_is_damaged(tmp_path):
+    """Where the manifest says that lines have them, and only there."""
+    record(tmp_path)
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1, "wall_time": 0.0, "loss": 1}\n')
+    reading = inspect_log(tmp_path)
+    assert reading.rows == [] and reading.lines == (1,)
+    (tmp_path / "manifest.json").unlink()  # as before format 2
+    assert inspect_log(tmp_path).rows == [{"step": 1, "wall_time": 0.0, "loss": 1}]
