@@ -8,6 +8,7 @@ in a pack of a higher number, comes before what stands in another.
 
 from __future__ import annotations
 
+import errno
 import gc
 import hashlib
 import json
@@ -24,7 +25,7 @@ from typing import Any
 from geomtraj.errors import TrajectoryError
 from geomtraj.measuring.arrays import Arrays
 from geomtraj.measuring.record import Measurement, NewerFormat, from_text, to_text
-from geomtraj.trajectory.files import write_bytes
+from geomtraj.trajectory.files import read_bytes, write_bytes
 
 FOLDER = "results"
 PACK_FROM = 1000
@@ -188,10 +189,14 @@ def _scanned(folder: Path, keys: set[str] | None) -> Stored:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_bytes(path)
     except FileNotFoundError:
+        if path.is_symlink():  # to nothing: as good as damaged
+            return b""
         raise
     except OSError as error:
+        if error.errno in (errno.EINVAL, errno.EFBIG, errno.ELOOP):  # no file of ours: as good as damaged
+            return b""
         raise TrajectoryError(f"cannot read {path} ({error.strerror}): make it readable or delete it.") from error
 
 
@@ -208,9 +213,11 @@ def _whole(text: bytes, path: Path) -> Measurement | None:
 def listed(folder: Path) -> tuple[list[tuple[int, str, Path]], list[Path]]:
     """The results in files of their own, as step, key and path, and the packs, later ones last."""
     try:
-        names = sorted(entry.name for entry in os.scandir(folder / FOLDER) if entry.is_file(follow_symlinks=False))
+        names = sorted(os.listdir(folder / FOLDER))
     except (FileNotFoundError, NotADirectoryError):
         return [], []
+    except OSError as error:
+        raise TrajectoryError(f"cannot read {folder / FOLDER} ({error.strerror}): make it readable.") from error
     own = [(int(m[1]), m[2], folder / FOLDER / name) for name in names if (m := _OWN.fullmatch(name))]
     packs = [(int(m[1]), name) for name in names if (m := _PACK.fullmatch(name))]
     return own, [folder / FOLDER / name for _, name in sorted(packs)]

@@ -120,10 +120,15 @@ def read_text(path: Path, errors: str = "strict") -> str:
         OSError: It cannot be read, is not regular, or larger than any text of ours.
         UnicodeDecodeError: It is no UTF-8.
     """
+    return read_bytes(path).decode("utf-8", errors=errors)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a regular file of text; errors as for `read_text`."""
     with open(open_regular(path), "rb") as file:
         if os.fstat(file.fileno()).st_size > LARGEST_TEXT:
             raise OSError(errno.EFBIG, "larger than any file of this kind")
-        return file.read().decode("utf-8", errors=errors)
+        return file.read()
 
 
 def write_json(path: Path, content: Any) -> None:
