@@ -215,13 +215,11 @@ def _without_checksum(text: bytes) -> Measurement:
         content = json.loads(text)
     except (ValueError, RecursionError):
         raise TrajectoryError("it is cut short or altered") from None
-    if not isinstance(content, dict) or "sha256" in content or "iterate" in content:
-        raise TrajectoryError("its checksum does not hold")
-    version = content.get("format_version")
+    version = content.get("format_version") if isinstance(content, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise NewerFormat(version)
-    if version != 1:
-        raise TrajectoryError("it has no format_version")
+    if version != 1 or "sha256" in content or "iterate" in content:
+        raise TrajectoryError("its checksum does not hold")
     return _record(content)
 
 
@@ -229,7 +227,7 @@ class NewerFormat(TrajectoryError):
     """A result that a later geomtraj wrote."""
 
     def __init__(self, version: object, what: str = "it"):
-        super().__init__(f"{what} has result format {version!r}, newer than this geomtraj reads: upgrade geomtraj")
+        super().__init__(f"{what} has result format {version!r}, newer than this geomtraj reads: upgrade geomtraj, or delete it if none wrote it")
 
 
 def read_measurement(path: Path) -> Measurement:

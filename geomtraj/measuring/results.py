@@ -16,7 +16,7 @@ from geomtraj.measuring.summary import NAME, keys_of_format_1, read_summary
 from geomtraj.spreadsheets import dataframe
 from geomtraj.statistics.base import Quantity
 from geomtraj.trajectory import Trajectory
-from geomtraj.trajectory.log import read_log
+from geomtraj.trajectory.log import inspect_log
 from geomtraj.trajectory.manifest import read_manifest
 from geomtraj.trajectory.store import stored_steps
 
@@ -153,7 +153,8 @@ class Results:
             found = [m for m in found if m.iterate == others.get(m.step, m.iterate)]
         for sentence in remarks:
             _LOG.warning(sentence)
-        return cls(path, manifest, found, read_log(folder), remarks)
+        reading = inspect_log(folder)
+        return cls(path, manifest, found, reading.logged(), remarks + reading.warn(folder))
 
 
 def _left_out(path: Path, found: list[Measurement], others: Mapping[int, str]) -> list[str]:

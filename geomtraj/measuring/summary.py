@@ -58,11 +58,10 @@ def read_summary(folder: Path) -> Summary | None:
     version = content.get("format_version", 1)
     if version == 1 and isinstance(content.get("keys"), list):
         return None
-    expected = content.pop("sha256", None)
-    if type(version) is int and version > FORMAT_VERSION and expected in (None, _checksum(content)):
+    if type(version) is int and version > FORMAT_VERSION:
         raise NewerFormat(version, str(path))
     try:
-        if expected != _checksum(content):
+        if content.pop("sha256", None) != _checksum(content):
             raise ValueError("its checksum does not hold")
         return _from_json(content)
     except (ValueError, RecursionError) as error:

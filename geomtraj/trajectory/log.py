@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from geomtraj.errors import InputError, TrajectoryError
+from geomtraj.errors import GeomtrajWarning, InputError, TrajectoryError
 from geomtraj.trajectory.files import read_json, read_text, replace_file, vanished, write_all, write_error
 from geomtraj.trajectory.manifest import NAME as MANIFEST
 
@@ -147,6 +147,18 @@ class LogReading:
             parts.append(f"{self.missing} rows are gone")
         return " and ".join(parts) or "every row is whole"
 
+    def logged(self) -> list[dict[str, Any]]:
+        """The rows without changed settings of the optimizer."""
+        return [row for row in map(logged, self.rows) if len(row) > 2]
+
+    def warn(self, folder: Path) -> list[str]:
+        """Warn of what was passed over in the log of a run; gives the sentence, or none where every row is whole."""
+        if not self.passed_over:
+            return []
+        sentence = f"{folder / NAME}: {self.described()}; `geomtraj verify` lists what is left."
+        warnings.warn(sentence, GeomtrajWarning, stacklevel=4)
+        return [sentence]
+
 
 def read_log(folder: Path, *, settings: bool = False) -> list[dict[str, Any]]:
     """One row per logged step, in order: step, wall_time and the scalars (the last of each name).
@@ -161,9 +173,8 @@ def read_log(folder: Path, *, settings: bool = False) -> list[dict[str, Any]]:
         TrajectoryError: The log is there and cannot be read.
     """
     reading = inspect_log(folder)
-    if reading.passed_over:
-        warnings.warn(f"{folder / NAME}: {reading.described()}; `geomtraj verify` lists what is left.", stacklevel=3)
-    return reading.rows if settings else [row for row in map(logged, reading.rows) if len(row) > 2]
+    reading.warn(folder)
+    return reading.rows if settings else reading.logged()
 
 
 def logged(row: Mapping[str, Any]) -> dict[str, Any]:

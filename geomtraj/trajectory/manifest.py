@@ -140,9 +140,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / NAME
     manifest = read_json(path)
     version = manifest.get("format_version")
-    expected = manifest.pop("sha256", None)
-    if isinstance(version, int) and version > FORMAT_VERSION and expected in (None, _checksum(manifest)):
+    if isinstance(version, int) and version > FORMAT_VERSION:
         raise newer_format(path, version, FORMAT_VERSION)
+    expected = manifest.pop("sha256", None)
     if version not in (1, 2) or isinstance(version, bool):
         raise _damaged(path, f"its format_version is {version!r}")
     if (version == 2 or expected is not None) and expected != _checksum(manifest):

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from geomtraj.errors import InputError, TrajectoryError
+from geomtraj.errors import GeomtrajWarning, InputError, TrajectoryError
 from geomtraj.trajectory import log, manifest, model_state, store
 from geomtraj.trajectory.background import Background, copied
 from geomtraj.trajectory.folder import RunFolder, absolute
@@ -282,6 +282,7 @@ class Recorder:
                 f"the optimizer holds only a part of the trainable parameters, not {', '.join(missing[:5])}"
                 f"{f' and {len(missing) - 5} more' if len(missing) > 5 else ''}: pass every optimizer that updates "
                 "the model, as a list, so that iterates are taken after the last of them has stepped.",
+                GeomtrajWarning,
                 stacklevel=4,
             )
 
@@ -320,6 +321,7 @@ class Recorder:
         warnings.warn(
             f"{self.path}: the parameters have changed, but no step of the optimizer was seen, so nothing between was "
             "recorded: call rec.tick() after each step, or pass the optimizers whose step() is called.",
+            GeomtrajWarning,
             stacklevel=3,
         )
         return "unseen"

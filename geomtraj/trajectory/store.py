@@ -222,16 +222,14 @@ class _Opened:
 
     def _parsed(self) -> container.Iterate | FirstFormat:
         version = container.version(self._descriptor)
-        try:
-            whole = FirstFormat(self._descriptor) if version == 1 else container.Iterate(self._descriptor)
-        except ValueError:
-            said = max(version, container.declared(self._descriptor))
-            if said > FORMAT_VERSION:
-                raise _Newer(said) from None
-            raise
         if version > FORMAT_VERSION:
-            raise ValueError("its format's number, while all else is of an older one")
-        return whole
+            raise _Newer(version)
+        try:
+            return FirstFormat(self._descriptor) if version == 1 else container.Iterate(self._descriptor)
+        except ValueError:
+            if (declared := container.declared(self._descriptor)) > FORMAT_VERSION:
+                raise _Newer(declared) from None
+            raise
 
 
 class _Newer(Exception):

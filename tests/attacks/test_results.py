@@ -53,7 +53,12 @@ def test_no_mutated_result_is_believed(run, attacks, kind, monkeypatch):
         file = rng.choice(files)
         whole = file.read_bytes()
         file.write_bytes(mutated(whole, rng))
-        stored = read_stored(run)
+        try:
+            stored = read_stored(run)
+        except TrajectoryError as error:  # a digit of its format's number
+            assert "newer" in str(error) and str(file) in str(error), number
+            file.write_bytes(whole)
+            continue
         assert all(told(m) == truth[place] for place, m in stored.results.items()), number
         bad = stored.damaged + stored.misnamed
         assert kind == "packs" or len(stored.results) + len(bad) == 8, number
@@ -70,7 +75,7 @@ def test_no_mutated_summary_is_believed(run, attacks):
         try:
             assert read_summary(run) == truth, number
         except TrajectoryError as error:
-            assert str(path) in str(error) and "newer" not in str(error), number
+            assert str(path) in str(error), number
     path.write_bytes(whole)
 
 
