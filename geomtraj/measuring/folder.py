@@ -8,7 +8,6 @@ in a pack of a higher number, comes before what stands in another.
 
 from __future__ import annotations
 
-import errno
 import gc
 import hashlib
 import json
@@ -25,7 +24,7 @@ from typing import Any
 from geomtraj.errors import TrajectoryError
 from geomtraj.measuring.arrays import Arrays
 from geomtraj.measuring.record import Measurement, NewerFormat, from_text, to_text
-from geomtraj.trajectory.files import read_bytes, write_bytes
+from geomtraj.trajectory.files import NO_FILE_OF_OURS, read_bytes, write_bytes
 
 FOLDER = "results"
 PACK_FROM = 1000
@@ -195,7 +194,7 @@ def _read(path: Path) -> bytes:
             return b""
         raise
     except OSError as error:
-        if error.errno in (errno.EINVAL, errno.EFBIG, errno.ELOOP):  # no file of ours: as good as damaged
+        if error.errno in NO_FILE_OF_OURS:  # as good as damaged
             return b""
         raise TrajectoryError(f"cannot read {path} ({error.strerror}): make it readable or delete it.") from error
 

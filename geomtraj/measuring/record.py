@@ -227,7 +227,10 @@ class NewerFormat(TrajectoryError):
     """A result that a later geomtraj wrote."""
 
     def __init__(self, version: object, what: str = "it"):
-        super().__init__(f"{what} has result format {version!r}, newer than this geomtraj reads: upgrade geomtraj, or delete it if none wrote it")
+        super().__init__(
+            f"{what} has result format {version!r}, newer than this geomtraj reads: upgrade geomtraj, or delete it if "
+            "none wrote it"
+        )
 
 
 def read_measurement(path: Path) -> Measurement:

@@ -17,6 +17,8 @@ from geomtraj.errors import TrajectoryError
 TEMPORARY_SUFFIX = ".tmp"
 LARGEST_TEXT = 2**30
 """Bytes of the largest text file that is read whole."""
+NO_FILE_OF_OURS = (errno.EINVAL, errno.EFBIG, errno.ELOOP)
+"""Errors of `open_regular` and `read_text` for what cannot have been written here: a pipe, a circle of links."""
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -80,6 +82,11 @@ def write_error(path: Path, error: OSError) -> TrajectoryError:
         return TrajectoryError(
             f"cannot write {path}, whose folder is gone: it was removed or renamed; put it back and go on with "
             "resume=True, or write into another folder."
+        )
+    if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP):
+        return TrajectoryError(
+            f"cannot write {path} ({error.strerror}): a file, a folder or a link of its name, or of the folder it is "
+            "in or holds, stands in the way; move it aside, or write into another folder."
         )
     return TrajectoryError(
         f"cannot write {path} ({error.strerror or error}): everything stored before it is kept whole; "

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from geomtraj.errors import GeomtrajError, TrajectoryError
 from geomtraj.trajectory import log, manifest, store
-from geomtraj.trajectory.files import numbered
+from geomtraj.trajectory.files import NO_FILE_OF_OURS, numbered
 from geomtraj.trajectory.folder import LOCK, RunFolder, absolute, orphans
 from geomtraj.trajectory.payload import type_name
 
@@ -66,9 +66,11 @@ def verify(path: str | Path, check_results: Callable[[Path], Iterable[Finding]] 
     notes: list[str] = []
     described = _manifest(folder, findings)
     steps = _iterates(folder, described, findings)
-    reading = log.inspect_log(folder)
+    reading, lost = _log(folder)
     expected = described.get("log_rows") if described.get("status") in ("complete", "unseen") else None
-    if reading.passed_over:
+    if lost:
+        findings.append((log.NAME, lost))
+    elif reading.passed_over:
         findings.append((log.NAME, reading.described()))
     elif isinstance(expected, int) and reading.written < expected:
         findings.append((log.NAME, f"{expected - reading.written} rows at its end are gone"))
@@ -126,7 +128,10 @@ def _repaired(folder: Path) -> list[str]:
         if (folder / manifest.NAME).exists():
             done.append(f"kept {manifest.NAME} as {_aside(folder / manifest.NAME)}")
         done.append(f"rebuilt {manifest.NAME} from {len(steps)} iterates")
-    reading = log.inspect_log(folder)
+    reading, unreadable = _log(folder)
+    if unreadable:
+        done.append(f"kept {log.NAME} as {_aside(folder / log.NAME)}")
+        described["log_rows"] = 0
     if reading.passed_over or reading.torn:
         kept = numbered(folder / log.NAME, ".damaged")
         kept.write_bytes((folder / log.NAME).read_bytes())
@@ -146,6 +151,16 @@ def _manifest(folder: Path, findings: list[Finding]) -> dict[str, Any]:
     except TrajectoryError as error:
         findings.append((manifest.NAME, str(error)))
         return {}
+
+
+def _log(folder: Path) -> tuple[log.LogReading, str]:
+    """What can be read of the log, and why it cannot be read at all, empty where it can."""
+    try:
+        return log.inspect_log(folder), ""
+    except TrajectoryError as error:
+        if getattr(error.__cause__, "errno", None) not in NO_FILE_OF_OURS:
+            raise
+        return log.LogReading([]), str(error)
 
 
 def _iterates(folder: Path, described: dict[str, Any], findings: list[Finding]) -> list[int]:
@@ -172,7 +187,7 @@ def _rebuilt(folder: Path, steps: list[int]) -> dict[str, Any]:
         for state in states
         for group in state.get("param_groups", [])
     ]
-    reading = log.inspect_log(folder)
+    reading, _ = _log(folder)
     return {
         "format_version": manifest.FORMAT_VERSION,
         **({"run": content["run"]} if content.get("run") else {}),

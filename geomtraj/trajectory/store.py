@@ -28,7 +28,7 @@ FOLDER = "iterates"
 PLAIN = ("step", "wall_time", "trainable", "run", "about")
 """Entries of an iterate that hold no tensors."""
 
-_NAME = re.compile(r"(\d{8,})\.h5")
+_NAME = re.compile(r"([0-9]{8}|[1-9][0-9]{8,17})\.h5")  # the one name of each step
 
 
 def iterate_path(folder: Path, step: int) -> Path:
