@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from geomtraj.errors import GeomtrajError, TrajectoryError
+from geomtraj.errors import TrajectoryError
 from geomtraj.trajectory import log, manifest, store
 from geomtraj.trajectory.files import NO_FILE_OF_OURS, numbered
 from geomtraj.trajectory.folder import LOCK, RunFolder, absolute, orphans
@@ -57,7 +57,8 @@ def verify(path: str | Path, check_results: Callable[[Path], Iterable[Finding]] 
         check_results: Finds what is wrong with the stored results; None to leave them out.
 
     Raises:
-        TrajectoryError: There is no such folder, or a file cannot be read for want of rights or by a fault of the disk.
+        TrajectoryError: There is no such folder, or a file cannot be read for want of rights or memory, by a fault of
+            the disk, or since a later geomtraj wrote it.
     """
     folder = absolute(path)
     if not folder.is_dir():
@@ -170,7 +171,7 @@ def _iterates(folder: Path, described: dict[str, Any], findings: list[Finding]) 
         try:
             store.check_iterate(folder, step, described.get("run"))
             whole.append(step)
-        except GeomtrajError as error:
+        except store.DamagedFile as error:
             findings.append((f"{store.FOLDER}/{store.iterate_path(folder, step).name}", str(error)))
     return whole
 

@@ -7,6 +7,7 @@ import math
 import numbers
 import os
 import re
+import threading
 import warnings
 import zlib
 from collections.abc import Mapping
@@ -38,6 +39,7 @@ class LogWriter:
 
     def __init__(self, folder: Path):
         self._path = folder / NAME
+        self._turn = threading.Lock()
         self._file: TextIOWrapper | None = None
         self.rows = 0
 
@@ -62,6 +64,10 @@ class LogWriter:
         Raises:
             TrajectoryError: The disk is full, or the log was removed or renamed; the rows before are kept.
         """
+        with self._turn:
+            self._append(row)
+
+    def _append(self, row: Mapping[str, float]) -> None:
         if self._file is None:
             raise InputError("the log is closed.")
         try:

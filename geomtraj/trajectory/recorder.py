@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import time
 import warnings
 from collections.abc import Iterable
@@ -111,6 +112,7 @@ class Recorder:
         self._background = Background() if background else None
         self._watches: list[StepWatch] = []
         self._recording = False
+        self._process = 0  # the one that records: forks of it, such as a DataLoader's workers, do not
         self._told = False  # whether a step was told of since the last tick
         self._entered_at = 0
         self._recorded: int | None = None
@@ -146,7 +148,7 @@ class Recorder:
             self._detach()
             self._folder.undo()
             raise
-        self._recording = True
+        self._recording, self._process = True, os.getpid()
         self._settings = settings_of(self._optimizers)
         return self
 
@@ -168,6 +170,8 @@ class Recorder:
         """Record the last step, detach from the optimizers and store how the run ended."""
         self._recording = False
         self._detach()
+        if os.getpid() != self._process:
+            return
         # An exception on its way out must not be hidden by a full disk here.
         with contextlib.ExitStack() as ending:
             ending.callback(self._folder.release)
@@ -197,8 +201,7 @@ class Recorder:
             InputError: The Recorder is not recording.
             TrajectoryError: The disk is full, or the folder is gone.
         """
-        if not self._recording:
-            raise InputError("rec.tick works inside the block: with Recorder(...) as rec: rec.tick().")
+        self._check_recording("rec.tick", "rec.tick()")
         if not self._told:
             self._after_step()
         self._told = False
@@ -210,8 +213,7 @@ class Recorder:
             InputError: A value is no number, or the Recorder is not recording.
             TrajectoryError: The disk is full, or the folder is gone.
         """
-        if not self._recording:
-            raise InputError("rec.log works inside the block: with Recorder(...) as rec: rec.log(loss=loss).")
+        self._check_recording("rec.log", "rec.log(loss=loss)")
         if self._background is not None:
             self._background.check()
         row = log.check_scalars(scalars)  # reading a GPU scalar waits for training, so the clock runs on
@@ -220,6 +222,12 @@ class Recorder:
         if log.non_finite_loss(row):
             self._mark_diverged()
         self._clock += time.perf_counter() - entered
+
+    def _check_recording(self, name: str, call: str) -> None:
+        if not self._recording:
+            raise InputError(f"{name} works inside the block: with Recorder(...) as rec: {call}.")
+        if os.getpid() != self._process:
+            raise InputError(f"{name} works in the process that records, {self._process}, and this is a fork of it.")
 
     def _begin(self) -> None:
         """Find where the run starts, and write what a run begins with."""
@@ -299,7 +307,7 @@ class Recorder:
 
     def _before_step(self) -> None:
         """Log what a scheduler has changed since the iterate was recorded that this step leaves."""
-        if self._recording and self._recorded == self.step and not self.diverged:
+        if os.getpid() == self._process and self._recorded == self.step and not self.diverged:
             now = settings_of(self._optimizers)
             changed = {f"{log.NEXT}{k}": v for k, v in now.items() if self._settings.get(k) != v and isfinite(v)}
             self._settings = now
@@ -308,7 +316,8 @@ class Recorder:
 
     def _told_of_a_step(self) -> None:
         self._told = True
-        self._after_step()
+        if os.getpid() == self._process:
+            self._after_step()
 
     def _after_step(self) -> None:
         self.step += 1
@@ -342,10 +351,11 @@ class Recorder:
         content["about"] = manifest.about(self._manifest) | {"optimized": optimized(self._optimizers, names)}
         content |= self._storage.content(self._model, self._optimizers)
         write = functools.partial(self._write, self.step)
-        if self._background is None:
+        copy = None if self._background is None else copied(content)
+        if self._background is None or copy is None:
             write(content)
         else:
-            self._background.submit(functools.partial(write, copied(content)))
+            self._background.submit(functools.partial(write, copy))
         self._recorded = self.step
         if not model_state.all_finite(p.detach() for p in model_state.named_parameters(self._model).values()):
             self._mark_diverged()
