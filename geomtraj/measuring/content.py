@@ -56,7 +56,13 @@ class Seen:
 
     @classmethod
     def from_json(cls, content: list[Any]) -> Seen:
-        """The record that `to_json` wrote."""
+        """The record that `to_json` wrote.
+
+        Raises:
+            ValueError: It is none.
+        """
+        if type(content) is not list or [type(part) for part in content] not in ([str], [str, int, int]):
+            raise ValueError(f"one of its iterates is {content!r:.40}")
         return cls(content[0], (content[1], content[2]) if len(content) > 1 else None)
 
 

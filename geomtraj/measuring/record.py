@@ -18,6 +18,7 @@ from geomtraj.errors import InputError, TrajectoryError
 from geomtraj.measuring.arrays import Arrays, table_of
 from geomtraj.statistics.base import Quantity
 from geomtraj.status import OK, Code, Status
+from geomtraj.trajectory.files import read_bytes
 
 FORMAT_VERSION = 2
 """2: strict JSON on one line, with a checksum and the content of the iterate; 1: neither of them."""
@@ -140,7 +141,7 @@ def _record(content: dict[str, Any]) -> Measurement:
     fields: dict[str, Any] = {}
     for name, kinds in _TYPES.items():
         value = content.get(name)
-        if type(value) in kinds:
+        if type(value) in kinds and not (type(value) is int and abs(value) >= 2**63):
             fields[name] = value
         elif name in content:
             raise TrajectoryError(f"its {name!r} is {value!r:.40}")
@@ -154,7 +155,23 @@ def _record(content: dict[str, Any]) -> Measurement:
             raise TrajectoryError(f"its 'remarks' are {content['remarks']!r:.40}") from None
     if "arrays" in content:
         fields["arrays"] = Arrays(table=table_of(content["arrays"]))
+    _check_made(fields.get("made", {}))
     return Measurement(**fields)
+
+
+_MADE = {"problem": str, "threads": int, "checked": bool, "code": str, "failure": dict, "blocks": dict}
+
+
+def _check_made(made: dict[str, Any]) -> None:
+    """Look at what of `made` is used later, before it is."""
+    for name, kind in _MADE.items():
+        if name in made and type(made[name]) is not kind:
+            raise TrajectoryError(f"its 'made' has {name!r} {made[name]!r:.40}")
+    if "failure" in made and not {"again", "code"} <= made["failure"].keys():
+        raise TrajectoryError(f"its 'made' has 'failure' {made['failure']!r:.40}")
+    for block in made.get("blocks", {}).values():
+        if not (type(block) is list and len(block) == 2 and type(block[0]) is str and type(block[1]) is list):
+            raise TrajectoryError(f"its 'made' has the block {block!r:.40}")
 
 
 def _quantity(label: str, content: Any) -> Quantity:
@@ -189,12 +206,18 @@ def from_text(text: bytes) -> Measurement:
     whole = text.startswith(_START) and text[end : end + len(_END)] == _END
     if not whole or hashlib.sha256(body).hexdigest().encode() != text[len(_START) : end]:
         return _without_checksum(text)
-    content = json.loads(body.decode())
-    if content["format_version"] > FORMAT_VERSION:
-        raise NewerFormat(content["format_version"])
-    if b'NaN"' in body or b'Infinity"' in body:  # else there is nothing to look for
-        content = numbers(content)
-    return _record(content)
+    try:
+        content = json.loads(body.decode())
+        version = content.get("format_version") if isinstance(content, dict) else None
+        if type(version) is not int:
+            raise TrajectoryError("it has no format_version")
+        if version > FORMAT_VERSION:
+            raise NewerFormat(version)
+        if b'NaN"' in body or b'Infinity"' in body:  # else there is nothing to look for
+            content = numbers(content)
+        return _record(content)
+    except (ValueError, RecursionError):
+        raise TrajectoryError("its text is no record") from None
 
 
 def _without_checksum(text: bytes) -> Measurement:
@@ -206,7 +229,7 @@ def _without_checksum(text: bytes) -> Measurement:
     version = content.get("format_version") if isinstance(content, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise NewerFormat(version)
-    if version != 1 or "sha256" in content:
+    if version != 1 or "sha256" in content or "iterate" in content:
         raise TrajectoryError("its checksum does not hold")
     return _record(content)
 
@@ -215,7 +238,10 @@ class NewerFormat(TrajectoryError):
     """A result that a later geomtraj wrote."""
 
     def __init__(self, version: object, what: str = "it"):
-        super().__init__(f"{what} has result format {version!r}, newer than this geomtraj reads: upgrade geomtraj")
+        super().__init__(
+            f"{what} has result format {version!r}, newer than this geomtraj reads: upgrade geomtraj, or delete it if "
+            "none wrote it"
+        )
 
 
 def read_measurement(path: Path) -> Measurement:
@@ -225,7 +251,7 @@ def read_measurement(path: Path) -> Measurement:
         TrajectoryError: The file is missing, damaged, or of a newer format.
     """
     try:
-        return from_text(path.read_bytes())
+        return from_text(read_bytes(path))
     except OSError as error:
         raise TrajectoryError(f"cannot read {path} ({error.strerror}): measure again.") from error
     except NewerFormat as error:

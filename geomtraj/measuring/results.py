@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from geomtraj.display import html_table
 from geomtraj.errors import TrajectoryError, unknown_name
 from geomtraj.measuring.content import Seen, content_of, still
-from geomtraj.measuring.folder import FOLDER, counted, key_of, read_stored
+from geomtraj.measuring.folder import FOLDER, counted, key_of, no_collection, read_stored
 from geomtraj.measuring.record import Measurement, read_measurement
 from geomtraj.measuring.summary import NAME, keys_of_format_1, read_summary
 from geomtraj.spreadsheets import dataframe
 from geomtraj.statistics.base import Quantity
 from geomtraj.trajectory import Trajectory
-from geomtraj.trajectory.log import read_log
+from geomtraj.trajectory.log import inspect_log
 from geomtraj.trajectory.manifest import read_manifest
 from geomtraj.trajectory.store import stored_steps
 
@@ -64,6 +64,9 @@ class Results:
         self.measurements = sorted(measurements, key=lambda m: (m.step, m.statistic))
         self.log = log or []
         self.remarks = list(remarks)
+        self._of: dict[str, list[Measurement]] = {}
+        for m in self.measurements:
+            self._of.setdefault(m.statistic, []).append(m)
 
     @property
     def meta(self) -> dict[str, Any]:
@@ -78,7 +81,7 @@ class Results:
     @property
     def statistics(self) -> list[str]:
         """Names of the statistics there are."""
-        return sorted({m.statistic for m in self.measurements})
+        return sorted(self._of)
 
     @property
     def steps(self) -> list[int]:
@@ -105,10 +108,9 @@ class Results:
         Raises:
             InputError: It was not measured.
         """
-        found = [m for m in self.measurements if m.statistic == statistic]
-        if not found:
+        if statistic not in self._of:
             raise unknown_name(f"measured statistic in {self.path}", statistic, self.statistics)
-        return found
+        return list(self._of[statistic])
 
     def labels(self, statistic: str) -> list[str]:
         """Labels of a statistic's quantities, in the order of their first appearance."""
@@ -145,6 +147,7 @@ class Results:
         return dataframe(COLUMNS, self.rows())
 
     @classmethod
+    @no_collection()
     def load(cls, path: str | Path) -> Results:
         """The measurements that `measure` made or found for the problem it was called with last.
 
@@ -177,7 +180,8 @@ class Results:
             found = [m for m in found if m.iterate == others.get(m.step, m.iterate)]
         for sentence in remarks:
             _LOG.warning(sentence)
-        return cls(path, manifest, found, read_log(folder), remarks)
+        reading = inspect_log(folder)
+        return cls(path, manifest, found, reading.logged(), remarks + reading.warn(folder))
 
 
 def _left_out(path: Path, found: list[Measurement], others: Mapping[int, str]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import time
 import warnings
 from collections.abc import Iterable
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from geomtraj.errors import InputError, TrajectoryError
+from geomtraj.errors import GeomtrajWarning, InputError, TrajectoryError
 from geomtraj.trajectory import log, manifest, model_state, store
 from geomtraj.trajectory.background import Background, copied
 from geomtraj.trajectory.folder import RunFolder, absolute
@@ -113,6 +114,7 @@ class Recorder:
         self._background = Background() if background else None
         self._watches: list[StepWatch] = []
         self._recording = False
+        self._process = 0  # the one that records: forks of it, such as a DataLoader's workers, do not
         self._told = False  # whether a step was told of since the last tick
         self._entered_at = 0
         self._restored_at: int | None = None
@@ -148,7 +150,7 @@ class Recorder:
                 bring_to(self.path, step, self._model, self._optimizers)
             self.step = step
             self._attach()
-        self._recording = True
+        self._recording, self._process = True, os.getpid()
         self._settings = settings_of(self._optimizers)
         return self
 
@@ -180,7 +182,7 @@ class Recorder:
         """Record the last step, detach from the optimizers and store how the run ended."""
         self._recording = False
         self._detach()
-        if not self._ranks.writes:
+        if os.getpid() != self._process or not self._ranks.writes:
             return
         # An exception on its way out must not be hidden by a full disk here.
         with contextlib.ExitStack() as ending:
@@ -211,16 +213,14 @@ class Recorder:
             InputError: The Recorder is not recording.
             TrajectoryError: The disk is full, or the folder is gone.
         """
-        if not self._recording:
-            raise InputError("rec.tick works inside the block: with Recorder(...) as rec: rec.tick().")
+        self._check_recording("rec.tick", "rec.tick()")
         if not self._told:
             self._after_step()
         self._told = False
 
     def record(self) -> None:
         """Record the current step now, whatever the schedule says, if it is not yet; errors as for `tick`."""
-        if not self._recording:
-            raise InputError("rec.record works inside the block: with Recorder(...) as rec: rec.record().")
+        self._check_recording("rec.record", "rec.record()")
         if self._ranks.writes and self._recorded != self.step:
             self._record()
 
@@ -231,8 +231,7 @@ class Recorder:
             InputError: A value is no number, or the Recorder is not recording.
             TrajectoryError: The disk is full, or the folder is gone.
         """
-        if not self._recording:
-            raise InputError("rec.log works inside the block: with Recorder(...) as rec: rec.log(loss=loss).")
+        self._check_recording("rec.log", "rec.log(loss=loss)")
         if not self._ranks.writes:
             return
         if self._background is not None:
@@ -243,6 +242,12 @@ class Recorder:
         if log.non_finite_loss(row):
             self._mark_diverged()
         self._clock += time.perf_counter() - entered
+
+    def _check_recording(self, name: str, call: str) -> None:
+        if not self._recording:
+            raise InputError(f"{name} works inside the block: with Recorder(...) as rec: {call}.")
+        if os.getpid() != self._process:
+            raise InputError(f"{name} works in the process that records, {self._process}, and this is a fork of it.")
 
     def _open(self) -> tuple[int, bool]:
         """Begin to record; the step, and whether model and optimizer stood there already."""
@@ -318,6 +323,7 @@ class Recorder:
                 f"the optimizer holds only a part of the trainable parameters, not {', '.join(missing[:5])}"
                 f"{f' and {len(missing) - 5} more' if len(missing) > 5 else ''}: pass every optimizer that updates "
                 "the model, as a list, so that iterates are taken after the last of them has stepped.",
+                GeomtrajWarning,
                 stacklevel=4,
             )
 
@@ -334,7 +340,7 @@ class Recorder:
 
     def _before_step(self) -> None:
         """Log what a scheduler has changed since the iterate was recorded that this step leaves."""
-        if self._recording and self._recorded == self.step and not self.diverged:
+        if os.getpid() == self._process and self._recorded == self.step and not self.diverged:
             now = settings_of(self._optimizers)
             changed = {f"{log.NEXT}{k}": v for k, v in now.items() if self._settings.get(k) != v and isfinite(v)}
             self._settings = now
@@ -343,7 +349,8 @@ class Recorder:
 
     def _told_of_a_step(self) -> None:
         self._told = True
-        self._after_step()
+        if os.getpid() == self._process:
+            self._after_step()
 
     def _after_step(self) -> None:
         self.step += 1
@@ -356,6 +363,7 @@ class Recorder:
         warnings.warn(
             f"{self.path}: the parameters have changed, but no step of the optimizer was seen, so nothing between was "
             "recorded: call rec.tick() after each step, or pass the optimizers whose step() is called.",
+            GeomtrajWarning,
             stacklevel=3,
         )
         return "unseen"
@@ -376,10 +384,11 @@ class Recorder:
         content["about"] = manifest.about(self._manifest) | {"optimized": optimized(self._optimizers, names)}
         content |= self._storage.content(self._model, self._optimizers)
         write = functools.partial(self._write, self.step)
-        if self._background is None:
+        copy = None if self._background is None else copied(content)
+        if self._background is None or copy is None:
             write(content)
         else:
-            self._background.submit(functools.partial(write, copied(content)))
+            self._background.submit(functools.partial(write, copy))
         self._recorded = self.step
         if not model_state.all_finite(p.detach() for p in model_state.named_parameters(self._model).values()):
             self._mark_diverged()

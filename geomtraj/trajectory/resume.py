@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from geomtraj.errors import TrajectoryError
+from geomtraj.errors import GeomtrajWarning, TrajectoryError
 from geomtraj.trajectory import model_state, store
 from geomtraj.trajectory.files import numbered
 
@@ -103,6 +103,7 @@ def set_aside(folder: Path, start: Start) -> None:
         warnings.warn(
             f"{folder}: {len(start.damaged)} damaged iterates were kept as {', '.join(named[:5])}"
             f"{' and more' if len(named) > 5 else ''}; the run goes on at step {start.step}.",
+            GeomtrajWarning,
             stacklevel=4,
         )
 
