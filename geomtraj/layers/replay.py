@@ -26,7 +26,7 @@ from geomtraj.hashed_signs import key_of, signs
 from geomtraj.layers.graph import LossGraph, example_axis, mixture
 from geomtraj.layers.output_hessian import close
 from geomtraj.layers.parameter_use import ExampleAxis
-from geomtraj.operators.recording import aten, record
+from geomtraj.operators.hvp.recording import aten, record
 
 REARRANGEMENTS = {
     aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.t.default, aten.transpose.int,
