@@ -85,6 +85,10 @@ class History(Protocol):
         """The `Trajectory`."""
 
     @property
+    def cache(self) -> dict[Any, Any]:
+        """What all points of one call of `measure` share in one process."""
+
+    @property
     def groups(self) -> list[Any]:
         """The optimizers' parameter groups: `kind`, `names`, `settings` and `state` by parameter."""
 
