@@ -28,6 +28,7 @@ class Job(Protocol):
     fingerprint: str
     folder: Path | None
     factories: dict[str, Any]
+    cache: dict[Any, Any]
 
 
 class Place:
@@ -40,12 +41,22 @@ class Place:
 
     Attributes:
         iterate: The iterate.
-        trajectory: All iterates that were recorded, whichever of them are measured.
     """
 
     def __init__(self, job: Job, iterate: Iterate, content: str):
         self._job, self.iterate, self.content = job, iterate, content
-        self.trajectory = _whole(job.trajectory)
+
+    @property
+    def cache(self) -> dict[Any, Any]:
+        """What all points of one call of `measure` share in one process."""
+        return self._job.cache
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """All iterates that were recorded, whichever of them are measured."""
+        if "whole" not in self.cache:
+            self.cache["whole"] = _whole(self._job.trajectory)
+        return self.cache["whole"]
 
     @cached_property
     def before(self) -> Iterate | None:

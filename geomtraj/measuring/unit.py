@@ -39,6 +39,7 @@ class Job:
         fingerprint: Of the problem; it takes a pass over the batches to find it.
         folder: Where results are kept; None for nowhere.
         factories: Class name -> how to build an optimizer, as `geomtraj.updates.register_optimizer` was told.
+        cache: What points of this call share in one process.
     """
 
     trajectory: Trajectory
@@ -47,6 +48,7 @@ class Job:
     fingerprint: str
     folder: Path | None = None
     factories: dict[str, Any] = field(default_factory=dict)
+    cache: dict[Any, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
