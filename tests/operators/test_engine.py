@@ -122,7 +122,7 @@ def test_auto_takes_the_quickest_strategy_and_remembers_it(monkeypatch, eager_tr
 
 def test_trials_take_a_twentieth_of_the_time_of_products(monkeypatch):
     clock = Clock(
-        monkeypatch, double_backward=1.0, linearized_double_backward=0.9, setup={"linearized-double-backward": 6}
+        monkeypatch, double_backward=1.0, linearized_double_backward=0.9, setup={"linearized-double-backward": 4}
     )
     problem = single(CASES["mlp"]())
     monkeypatch.setattr(autotune, "COMPILER", 0.0)
