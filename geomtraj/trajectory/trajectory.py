@@ -135,7 +135,8 @@ class Trajectory:
         missing, what is too much, and shapes that differ. Training times are not known (NaN).
 
         Args:
-            paths: A folder, a glob, or a list of files, folders and globs.
+            paths: A folder, a glob, or a list of files, folders and globs; "hf://owner/name@revision" is a revision of
+                a model on the Hugging Face hub, "hf://owner/name@step*" several.
             steps: Whole numbers in the order of the names, or a function of a path. Left out, each checkpoint's step is
                 the one it names itself ("step", "global_step", "iter_num", ...), else the number in its name.
             load: Reads a checkpoint of any other form: load(path) -> {"model": state_dict, "optimizer": state_dict or

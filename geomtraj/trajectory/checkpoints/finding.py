@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from geomtraj.errors import InputError, TrajectoryError
+from geomtraj.trajectory.checkpoints import hub
 from geomtraj.trajectory.checkpoints.reading import OPTIMIZER_FILES, SAFE, STATE, model_file
 from geomtraj.trajectory.checkpoints.safetensors_files import INDEX
 
@@ -21,8 +22,8 @@ _SHARD = re.compile(r"-\d+-of-\d+\.\w+$")
 _DEEPEST = 4
 
 
-def found(paths: Any) -> list[Path]:
-    """The checkpoints that are meant, as absolute paths, each once, in the natural order of their names.
+def found(paths: Any) -> list[Any]:
+    """The checkpoints that are meant, absolute paths or revisions on the hub, each once, by the numbers in their names.
 
     A list keeps its order, each of its folders and globs in the place where it stands.
 
@@ -34,11 +35,12 @@ def found(paths: Any) -> list[Path]:
         paths = [paths]
     if not isinstance(paths, Iterable):
         raise InputError(f"paths is a {type(paths).__name__}: give a folder, a glob, or a list of files or folders.")
-    several: dict[Path, None] = {}
+    several: dict[Any, None] = {}
     for item in paths:
         if not isinstance(item, (str, os.PathLike)):
             raise InputError(f"paths holds a {type(item).__name__}: give a folder, a glob, or a list of them.")
-        several |= dict.fromkeys(_meant(os.fspath(item)))
+        text = os.fspath(item)
+        several |= dict.fromkeys(hub.revisions(text) if text.startswith(hub.SCHEME) else _meant(text))
     if not several:
         raise TrajectoryError("paths is empty: give a folder, a glob, or a list of files or folders.")
     return list(several)

@@ -19,6 +19,7 @@ from geomtraj.isolation import on_the_cpu
 from geomtraj.trajectory import fitting, model_state
 from geomtraj.trajectory.checkpoints import finding, numbering, reading
 from geomtraj.trajectory.checkpoints.forms import Content, as_step, is_optimizer, tensors_in
+from geomtraj.trajectory.checkpoints.hub import Revision
 from geomtraj.trajectory.files import write_error
 from geomtraj.trajectory.folder import absolute
 from geomtraj.trajectory.log import NAME as LOG
@@ -111,7 +112,7 @@ class Checkpoints:
     def log(self) -> list[dict[str, Any]]:
         """What the Trainer of transformers logged until the last checkpoint; else nothing."""
         place = self._places[self.steps[-1]]
-        return reading.log_of(place) if self._load is None else []
+        return reading.log_of(place) if isinstance(place, Path) and self._load is None else []
 
     def fitted(
         self, model: nn.Module, content: dict[str, dict[str, Tensor]], step: int
@@ -156,6 +157,8 @@ class Checkpoints:
             writer.close()
 
     def _peek(self, path: Any) -> int | None:
+        if isinstance(path, Revision):
+            return None
         if self._load is None:
             return reading.peek(path)
         return self._loaded(path).step
@@ -163,6 +166,7 @@ class Checkpoints:
     def _content(self, step: int, optimizer: bool) -> Content:
         place = self._places[step]
         if self._load is None:
+            place = place.fetched() if isinstance(place, Revision) else place
             content = reading.read(place, optimizer=optimizer)
             stored = reading.bytes_of(place)
         else:
