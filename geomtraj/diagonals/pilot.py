@@ -24,7 +24,7 @@ TIMES = 2
 FACTORED, GAUSS_NEWTON, SIGNS = 8.0, 3.0, 4.0
 """Work of one sample, in forward passes: of the first two for all taps, and of signs at the first tap."""
 SHARED = TIMES * (FACTORED + GAUSS_NEWTON)
-WORSE = 1.5
+WORSE = 3.0
 """What a variance may be of what signs at each tap give in the same time: two probes are not sure of it."""
 
 
