@@ -27,32 +27,34 @@ WORDS = {
     "cli": "the command geomtraj",
 }
 COLUMNS = {
-    "inference": 0, "layers": 1, "operators": 2, GROUND: 2.5, "tasks": 3, "trajectory": 4, "linalg": 1.75,
-    "training": 2.75, "diagonals": 1.35, "statistics": 1, "measuring": 1, "comparing": 1, "reporting": 1, "cli": 2.75,
+    "inference": 0, "layers": 1.05, "operators": 2, GROUND: 2.7, "tasks": 3, "trajectory": 4.4, "linalg": 2.05,
+    "training": 3.05, "diagonals": 1.5, "statistics": 1, "measuring": 1, "comparing": 1, "reporting": 1, "cli": 3.05,
+    "integrations": 4.4,
 }  # fmt: skip
 """Where each room stands from left to right, so that no arrow runs through another room; its floor is computed."""
 WIDTH, HEIGHT, GAP, RISE = 206, 46, 24, 46
 
 
 def rooms() -> dict[str, set[str]]:
-    """Room -> the rooms that it imports; modules at the top level are one room, but for the command line."""
+    """Room -> the rooms that it imports: folders, the command line, and the modules below `problem` as one room.
+
+    Other modules at the top level, which tie rooms together, are not drawn.
+    """
     package = ROOT / "geomtraj"
-    folders = {p.name for p in package.iterdir() if (p / "__init__.py").exists()}
-    above = {"cli", "__main__", "__init__", "demo", "doctor"}
-    found: dict[str, set[str]] = {}
+    uses: dict[str, set[str]] = {}
     for path in sorted(package.rglob("*.py")):
         first = path.relative_to(package).parts[0].removesuffix(".py")
-        if first in above - {"cli"}:
-            continue
-        here = _room(first, folders)
         names = {name.split(".")[1] for name in _imported(path) if name.startswith("geomtraj.")}
-        found.setdefault(here, set()).update(_room(name, folders) for name in names if name not in above)
-    return {room: targets - {room} for room, targets in found.items()}
-
-
-def _room(name: str, folders: set[str]) -> str:
-    own = {"curvature": "linalg", "sampling": "statistics", "updates": "trajectory", "history": "measuring"}
-    return name if name in folders or name == "cli" else own.get(name, GROUND)
+        uses.setdefault(first, set()).update(names - {first})
+    folders = {p.name for p in package.iterdir() if (p / "__init__.py").exists()}
+    ground = {"problem"}
+    while more := {used for module in ground for used in uses[module]} - ground:
+        ground |= more
+    drawn = {name: name for name in folders | {"cli"}} | dict.fromkeys(ground - folders, GROUND)
+    found: dict[str, set[str]] = {room: set() for room in drawn.values()}
+    for name, room in drawn.items():
+        found[room] |= {drawn[used] for used in uses[name] if used in drawn} - {room}
+    return found
 
 
 def _imported(path: Path) -> set[str]:
@@ -73,7 +75,6 @@ def floors(uses: dict[str, set[str]]) -> dict[str, int]:
 
     def floor(room: str) -> int:
         if room not in found:
-            found[room] = 0
             found[room] = 1 + max((floor(used) for used in uses.get(room, ())), default=-1)
         return found[room]
 

@@ -22,8 +22,8 @@ FUNCTIONS = [
 ]
 
 CODE_LINES, MANY_LINES = 60, 10
-MANY_PARAMETERS = 32
-ANY, FMT_SKIP = 750, 102
+MANY_PARAMETERS = 36
+ANY, FMT_SKIP = 900, 110
 MORE_DOCSTRING = {
     "geomtraj/diagonals/probing.py",
     "geomtraj/errors.py",
