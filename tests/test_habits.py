@@ -23,7 +23,7 @@ FUNCTIONS = [
 
 CODE_LINES, MANY_LINES = 60, 10
 MANY_PARAMETERS = 36
-ANY, FMT_SKIP = 900, 110
+ANY, FMT_SKIP = 910, 110
 MORE_DOCSTRING = {
     "geomtraj/diagonals/probing.py",
     "geomtraj/errors.py",
