@@ -41,7 +41,8 @@ def register(thing: T, name: str | None = None) -> T:
     elif isinstance(thing, Entry) or (isinstance(thing, type) and issubclass(thing, Optimizer)):
         entry = optimizers.add(thing, name)
         if entry.build is None:
-            updates.register_optimizer(entry.function.__name__, lambda params: entry.function(params, lr=entry.lr))
+            settings = {"lr": entry.lr, **entry.hyper}  # what the stored groups hold comes with the state
+            updates.register_optimizer(entry.function.__name__, lambda params: entry.function(params, **settings))
     else:
         kind = thing.__name__ if isinstance(thing, type) else type(thing).__name__
         raise InputError(

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 import geomtraj as gt
 from geomtraj.isolation import preserved_state
 from geomtraj.measuring.content import content_of
-from geomtraj.measuring.history import Place, put_into
+from geomtraj.measuring.history import Place
 from geomtraj.statistics import Point
 
 
@@ -74,7 +74,7 @@ def at(run: gt.Trajectory, problem: gt.Problem, step: int, folder: Any = None) -
     job = SimpleNamespace(trajectory=run, fingerprint="f", folder=folder, factories={}, cache={})
     iterate = run.at_step(step)
     with preserved_state(problem.model):
-        put_into(problem, run, iterate)
+        run.put_into(problem.model, iterate)
         yield Point(problem, history=Place(job, iterate, content_of(iterate)))
 
 
