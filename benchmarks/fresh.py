@@ -57,7 +57,7 @@ def _maker(case: Trained, matrix: str, name: str) -> Callable[[], Product]:
     if name == NEW:
         return lambda: factories(case, problem_of(case))[matrix]["geomtraj"]()
     problem = problem_of(case)
-    gt.Hessian(problem).check()
+    (gt.GGN if matrix == "ggn" else gt.Hessian)(problem).check()  # checked as it is where other operators came before
     return factories(case, problem)[matrix][name]
 
 

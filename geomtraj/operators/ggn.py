@@ -36,7 +36,11 @@ class GGN(ProblemOperator):
     def __init__(self, problem: Problem, theta: Tensor | None = None, strategy: str = "auto"):
         super().__init__(GAUSS_NEWTON, problem, theta, strategy=strategy)
         self.check()
+        known = self._engine.known
+        if known.split:
+            return
         parameters = problem.layout.unflatten(self.theta)
         with in_one_sentence(), problem.session():
             for batch in itertools.islice(problem.batches, 1):
                 check_split(BatchLoss(problem, parameters, problem.layout, batch), parameters)
+        known.split = True

@@ -80,6 +80,7 @@ class Known:
         refused: Strategies that cannot be used here, and why.
         cross_checked: Strategies whose numbers were found equal to those of double backward.
         inspected: Whether the model was found free of functions that are differentiable only once.
+        split: Whether the loss was found to depend on the parameters through the model's outputs alone.
         held_by_graphs: Bytes that the graphs of all batches hold; None where that is not known.
         memory: How many examples fit into memory at once.
     """
@@ -88,6 +89,7 @@ class Known:
     refused: dict[str, str] = field(default_factory=dict)
     cross_checked: set[str] = field(default_factory=set)
     inspected: bool = False
+    split: bool = False
     held_by_graphs: int | None = None
     memory: MemoryNeed = field(default_factory=MemoryNeed)
 
