@@ -5,6 +5,7 @@ import textwrap
 from dataclasses import dataclass
 from importlib import metadata
 
+import cloudpickle
 import pytest
 import torch
 from click.testing import CliRunner
@@ -225,6 +226,17 @@ def test_worker_processes_get_own_code_along(mine, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert all(m.status == "ok" for m in gt.Results.load(tmp_path / "run").measurements)
+
+
+def test_a_files_code_travels_where_the_file_is_not(mine, tmp_path):
+    packed = cloudpickle.dumps(plugins.imported(str(mine)).GradientNorm(power=3))
+    (tmp_path / "elsewhere").mkdir()
+    code = "import cloudpickle, sys; print(cloudpickle.load(sys.stdin.buffer).settings())"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p != str(tmp_path))}
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=packed, cwd=tmp_path / "elsewhere", env=environment, capture_output=True
+    )
+    assert done.stdout.decode().strip() == "{'power': 3}", done.stderr.decode()
 
 
 def test_own_optimizers_train_and_are_listed(mine, tmp_path):

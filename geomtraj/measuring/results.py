@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from geomtraj.display import html_table
 from geomtraj.errors import TrajectoryError, unknown_name
 from geomtraj.measuring.content import Seen, content_of, still
+from geomtraj.measuring.dataset import dataset
 from geomtraj.measuring.folder import FOLDER, counted, key_of, no_collection, read_stored
 from geomtraj.measuring.record import Measurement, read_measurement
 from geomtraj.measuring.summary import NAME, keys_of_format_1, read_summary
@@ -22,6 +23,7 @@ from geomtraj.trajectory.store import stored_steps
 
 if TYPE_CHECKING:
     import pandas
+    import xarray
 
 __all__ = ["FOLDER", "Measurement", "Results", "key_of", "read_measurement"]
 
@@ -145,6 +147,14 @@ class Results:
             InputError: pandas is not installed.
         """
         return dataframe(COLUMNS, self.rows())
+
+    def to_xarray(self) -> xarray.Dataset:
+        """One variable for each statistic, over step, its labels ("r_med_label") and part ("value", "low", "high").
+
+        Raises:
+            InputError: xarray is not installed.
+        """
+        return dataset({name: self.of(name) for name in self.statistics})
 
     @classmethod
     @no_collection()
