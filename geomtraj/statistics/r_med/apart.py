@@ -30,7 +30,7 @@ SMALL, ABOUT_MEDIAN = 64, 4
 """Blocks up to this size have entries about their median measured exactly, so many at once."""
 CONFIRMED = (0.4, 0.6, 1.0)
 """Shares of the exact products that are left, by rounds."""
-STRETCH = 1.15
+STRETCH = 1.3
 """Stretch of the interval on the log scale, for what the model of r leaves out."""
 
 

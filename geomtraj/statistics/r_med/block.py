@@ -29,6 +29,8 @@ FINEST = 1e-6
 """Noise of a measurement, relative to G, that is told from none."""
 CLIP = 2.5
 """Robust standard deviations of log G beyond which the distribution of r is taken for what it is there."""
+LEAST_NOISE = 0.25
+"""Noise variance of a product next to what products had on average, at least."""
 WITNESSES = 2048
 """Entries of a block whose results tell how much noise a product has there, at most."""
 LEAST_SCALE = 1e-3
@@ -49,6 +51,7 @@ class BlockKnown:
         columns: Numbers of their columns.
         exact: H_ii where it was measured alone, NaN elsewhere.
         in_row: Noise variance that one entry adds at another of its row, relative to typical entries.
+        beyond_row: The same at another row.
         scale: Sizes at which entries are probed, about 1 / sqrt|H_ii|: then none disturbs the others much more.
     """
 
@@ -62,6 +65,7 @@ class BlockKnown:
     exact: np.ndarray = field(init=False)
     scale: np.ndarray = field(init=False)
     in_row: float = np.inf
+    beyond_row: float = np.inf
 
     def __post_init__(self) -> None:
         self.exact = np.full(self.g.size, np.nan)
@@ -76,9 +80,11 @@ class BlockKnown:
     def expect(self, magnitudes: np.ndarray) -> float:
         """Probe entries by these magnitudes (n,) from now on; by how much that changes their squared scale."""
         new = 1 / np.sqrt(np.maximum(magnitudes, LEAST_SCALE * np.median(magnitudes)))
-        change = np.mean((new / self.scale)[self.witnesses] ** 2) if hasattr(self, "scale") else 1.0
+        change = float(np.mean((new / self.scale)[self.witnesses] ** 2)) if hasattr(self, "scale") else 1.0
         self.scale = new
-        return float(change)
+        self.in_row *= change**2
+        self.beyond_row *= change**2
+        return change
 
     def choose(self, count: int, weights: np.ndarray, rng: np.random.Generator, spread: float = 0.0) -> np.ndarray:
         """Some entries at random by their weights (n,), none of weight zero.
@@ -118,7 +124,9 @@ class BlockKnown:
         beside = deep[self._row[self.witnesses]]
         free = beside == 0
         level = max(float(squares[free].mean()), FINEST**2) if free.any() else elsewhere
-        own = max(level - elsewhere, 0.0)
+        own = max(level - elsewhere, 0.0) / chosen.size
+        self.beyond_row = own if np.isinf(self.beyond_row) else (self.beyond_row + own) / 2
+        own = chosen.size * max(own, LEAST_NOISE * self.beyond_row)  # few entries may couple, and the witnesses not
         noise = np.full(chosen.size, min(level, elsewhere) + own * (1 - 1 / chosen.size))
         beside[np.searchsorted(self.witnesses, chosen[np.isin(chosen, self.witnesses)])] = 0
         if beside.any():
@@ -134,7 +142,7 @@ class BlockKnown:
         self._scatter[chosen] += information * found**2
         self._information[chosen] += information
         self._times[chosen] += 1
-        return own / chosen.size
+        return self.beyond_row
 
     @property
     def share(self) -> tuple[np.ndarray, np.ndarray]:
@@ -160,6 +168,7 @@ class BlockDraws:
     Attributes:
         largest: Largest magnitudes (D,).
         median: Medians (D,), zeros counted.
+        central: The same, of the other entries alone where half are zeros: what is still to be found out.
         panel: Magnitudes (D, k) of entries at equal distances in the order of G.
         best: Estimates of all magnitudes (n,).
         leaders: Entries that may be the largest and are not known exactly, likeliest first.
@@ -171,6 +180,7 @@ class BlockDraws:
 
     largest: np.ndarray
     median: np.ndarray
+    central: np.ndarray
     panel: np.ndarray
     best: np.ndarray
     leaders: np.ndarray
@@ -181,13 +191,13 @@ class BlockDraws:
 
     @property
     def spread(self) -> tuple[float, float]:
-        """Standard deviations of the logarithms of largest entry and median."""
-        return float(np.log(self.largest).std()), float(np.log(np.maximum(self.median, 1e-300)).std())
+        """Standard deviations of the logarithms of largest and central entry."""
+        return float(np.log(self.largest).std()), float(np.log(np.maximum(self.central, 1e-300)).std())
 
     @property
     def width(self) -> float:
         """About high / low - 1 of R_med's 95 % interval."""
-        return float(np.expm1(4 * np.log(self.largest / np.maximum(self.median, 1e-300)).std()))
+        return float(np.expm1(4 * np.log(self.largest / np.maximum(self.central, 1e-300)).std()))
 
 
 def analyse(blocks: Sequence[BlockKnown], seed: int, count: int = DRAWS) -> list[BlockDraws]:
@@ -246,11 +256,12 @@ def _draws(known: BlockKnown, usual: _Local, top: _Local, rng: np.random.Generat
     drawn = _magnitudes(known, panel, usual.draw(y, noise, panel, count, rng), common, rng)
     high = _magnitudes(known, candidates, top.draw(y, noise, candidates, count, rng), common, rng)
     median = middle(drawn, np.full(many, known.g.size / many), known.zeros)
+    central = median if known.zeros < known.g.size else middle(drawn, np.ones(many), 0)
     first = np.bincount(high.argmax(1), minlength=candidates.size) / count
     lead = np.zeros(known.g.size)
     lead[candidates] = first * np.isnan(known.exact[candidates])
     leaders = candidates[np.argsort(-lead[candidates], kind="stable")[:LEADERS]]
-    doubt, share = np.zeros(known.g.size), (drawn <= median[:, None]).mean(0)
+    doubt, share = np.zeros(known.g.size), (drawn <= central[:, None]).mean(0)
     logs = np.log(known.g)
     doubt[order] = np.interp(np.arange(known.g.size), np.searchsorted(logs[order], logs[panel]), share * (1 - share))
     best = np.abs(known.g * (1 + usual.posterior(y, noise)[0]))
@@ -260,6 +271,7 @@ def _draws(known: BlockKnown, usual: _Local, top: _Local, rng: np.random.Generat
     return BlockDraws(
         largest=np.maximum(high.max(1), 1e-300),
         median=median,
+        central=central,
         panel=drawn,
         best=np.where(np.isnan(known.exact), best, np.abs(known.exact)),
         leaders=leaders[lead[leaders] > 0],

@@ -106,11 +106,8 @@ def r_med(
     and interval are then those of the entries given their estimates, by empirical Bayes (see `posterior.draws`), and
     exact entries, at one product each, are measured where an interval is wider than `rtol`.
 
-    Of the intervals that are not exact already, 93.3 % of 343 held the exact value, over 3 seeds on five trained
-    networks that the method was not tuned on (`python benchmarks/r_med.py --seeds 3`; samples=8, max_matvecs=32): 88,
-    93 and 95 % on GPTs of one, two and three layers, 38 of 40 on convolution nets. The value was off by 0.10, 0.11,
-    0.25, 0.08 and 0.15 in the rms of the logarithm over blocks, and every interval had an upper end. Iterates near the
-    start of deep networks have much wider intervals.
+    How far off values are and how often intervals hold the exact R_med on trained networks that the method was not
+    tuned on: `python benchmarks/r_med.py`. Iterates near the start of deep networks have much wider intervals.
 
     Args:
         problem: A `Problem`, an operator, or a `Diagonal` that is there already: then nothing more can be measured
@@ -118,7 +115,7 @@ def r_med(
         method: Method of `gt.diagonal`; "probing" takes the loss apart where it can.
         seed: Seed of a randomised method and of the sample.
         theta: Where to measure (P,); the problem's current parameters if left out.
-        samples: How much is spent on what is random: 64 + 8 samples backward passes for G, 32 + 8 samples products for
+        samples: How much is spent on what is random: 16 + 8 samples backward passes for G, 32 + 14 samples products for
             R; products or probes where the diagonal is taken as a whole.
         rtol: Width high / low - 1 at which an interval is narrow enough.
         max_matvecs: Products to spend on exact entries at most, beyond those of the diagonal; 4 `samples` if left

@@ -151,8 +151,7 @@ class Survey:
             if name in mask:
                 others = inside[inside != k]
                 elsewhere = SAFETY * float(np.nan_to_num(row[others], posinf=0.0) @ counts[others])
-                own = known.add(mask[name], signs[name], result, elsewhere)
-                row[k] = own if np.isinf(row[k]) else (row[k] + own) / 2
+                row[k] = known.add(mask[name], signs[name], result, elsewhere)
             else:
                 row[told] = np.minimum(row[told], known.response(result) / counts[told]) if told.size else row[told]
 

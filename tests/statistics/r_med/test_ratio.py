@@ -116,9 +116,10 @@ def test_what_the_diagonals_status_says_is_carried_and_a_note_leaves_ok():
     found = made([1.0, 2.0, 4.0, 8.0, 16.0], shapes={"a": (3,), "b": (2,)})
     noted = gt.r_med(Diagonal(found.values, found.sem, found.blocks, "probing", found.cost, remarks))
     assert noted["a"].status == noted["all"].status == "a: probed in parameter space"
-    assert Status.read(noted["a"].status).good and noted["b"].status == "ok"
+    assert Status.read(noted["a"].status).good and "probed" not in noted["b"].status
     general = gt.r_med(Diagonal(found.values, found.sem, found.blocks, "xdiag", found.cost, "xdiag: no examples"))
-    assert all(r.status == "xdiag: no examples" and r.status.good for r in general.values())
+    assert all(r.status.endswith("xdiag: no examples") for r in general.values())
+    assert Status.read(general["a"].status).good and not Status.read(general["b"].status).good
     outcome = outcome_of({"a": noted["a"]}, 0)
     assert outcome.status == "ok" and "probed in parameter space" in outcome.details["a"]["status"]
 
