@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -157,12 +157,14 @@ class LossGraph:
         """The gradient (B, T, U) at a tap."""
         return self._arranged(number, self._gradients[number].detach())
 
-    def dependent_data(self, places: list[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], Tensor]]:
+    def dependent_data(self, places: list[tuple[int, int]]) -> dict[tuple[int, int], Tensor]:
         """What uses at several places multiply, where that depends on perturbations, arranged as their maps have it."""
+        found = {}
         for number, use in places if len(places) > 1 else ():
             data = data_of(self.taps[number].uses[use], self.taps[number], self.axes[number])
             if data is not None and data.requires_grad:
-                yield (number, use), data
+                found[number, use] = data
+        return found
 
     def pulled_back(self, data: list[Tensor], along: list[Tensor], numbers: list[int]) -> list[Tensor]:
         """Derivative by the perturbations at these taps of <along, data>, (B, T, U) each."""
