@@ -8,7 +8,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from geomtraj.diagonals.accumulators import Accumulator, PositionSums, SharedSums
+from geomtraj.diagonals.accumulators import Parts, PositionSums, SharedSums
 from geomtraj.diagonals.estimator import WIDTH, GraphEstimator, blocks
 from geomtraj.diagonals.sampling import Sampling
 from geomtraj.layers.graph import LossGraph
@@ -61,13 +61,13 @@ class _OutputVectors(GraphEstimator):
                     one.add(estimate * (estimate if right is left else maps.vjp(right, rows)), with_spread)
                 one.added(len(vectors), with_spread)
 
-    def add_to(self, accumulator: Accumulator) -> None:
+    def add_to(self, parts: Parts) -> None:
         """Add the diagonal's estimate."""
         for group, at_positions in self._at_positions if self.taps else ():
-            at_positions.add_to(group.maps(), accumulator, self._exact)
+            at_positions.add_to(group.maps(), parts.gauss_newton, self._exact)
         for _, sums in self._shared:
             for one in sums:
-                one.add_to(accumulator, self._exact)
+                one.add_to(parts.gauss_newton, self._exact)
 
     def _pulled(self, vectors: range) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
         """J^T F xi and J^T F S xi (B, k, T, U) by taps."""

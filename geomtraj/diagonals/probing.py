@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from geomtraj.diagonals.base import Diagonal
-from geomtraj.diagonals.estimator import Estimator
+from geomtraj.diagonals.estimator import Estimator, Take, to_take
 from geomtraj.diagonals.one_hot import UnitOneHots
 from geomtraj.diagonals.output_vectors import FEW_OUTPUTS, OutputOneHots, OutputSigns, outputs
 from geomtraj.diagonals.over_batches import Method, estimated
@@ -106,25 +106,20 @@ class Probing(Method):
 
     def explained(self, batch: Batch) -> list[Estimator]:
         """The Gauss-Newton part of all groups together, then what is left of each, one after the other."""
-        graph, samples = batch.graph, self.sampling.samples
+        graph, few_outputs = batch.graph, outputs(batch.graph) <= max(self.sampling.samples, FEW_OUTPUTS)
         gauss_newton: list[ProbeGroup] = []
         rest: list[Estimator] = []
-        few_outputs = outputs(graph) <= max(samples, FEW_OUTPUTS)
         for group in probe_groups(graph):
-            split = graph.output_hessian is not None
-            if group.positions_decouple:
-                positions, units = graph.shape(group.taps[0])
-                if group.piecewise_linear and few_outputs and outputs(graph) <= units:
-                    gauss_newton.append(group)
-                    continue
-                if units <= samples:
-                    rest.append(UnitOneHots(group))
-                    continue
-                split = few_outputs and positions == 1
-            if split:
+            _, units = graph.shape(group.taps[0])
+            by_units = group.positions_decouple and units <= self.sampling.samples
+            by_outputs = graph.output_hessian is not None
+            if by_units:  # then random outputs would be less than exact, and one-hot ones may be more work
+                by_outputs = few_outputs and (outputs(graph) <= units or not group.piecewise_linear)
+            if by_outputs:
                 gauss_newton.append(group)
-            if not (split and group.piecewise_linear):
-                rest.append(self._signs(group, batch.ids, split))
+            take = to_take(group, by_outputs)
+            if take is not None:
+                rest.append(UnitOneHots(group, take) if by_units else self._signs(group, take, batch.ids))
         if not gauss_newton:
             return rest
         if few_outputs:
@@ -135,17 +130,17 @@ class Probing(Method):
         """Signs on the parameters."""
         return ParameterSigns(batch.unexplained, self.sampling, batch.ids)
 
-    def _signs(self, group: ProbeGroup, ids: Tensor, residual: bool) -> Estimator:
-        """Signs for the whole second derivative, or for the `residual` part, where they give the least spread."""
+    def _signs(self, group: ProbeGroup, take: Take, ids: Tensor) -> Estimator:
+        """Signs where they give the least spread."""
         if group.positions_decouple:
-            return PositionSigns(group, self.sampling, ids, residual)
+            return PositionSigns(group, take, self.sampling, ids)
         shared = group.shared()
         can = all(maps.has_jvp for maps in shared)
-        if can and (all(maps.inputs == 1 for maps in shared) or self._compared(group, ids, residual)):
-            return EntrySigns(group, self.sampling, ids, residual)
-        return TapSigns(group, self.sampling, ids, residual)
+        if can and (all(maps.inputs == 1 for maps in shared) or self._compared(group, take, ids)):
+            return EntrySigns(group, take, self.sampling, ids)
+        return TapSigns(group, take, self.sampling, ids)
 
-    def _compared(self, group: ProbeGroup, ids: Tensor, residual: bool) -> bool:
+    def _compared(self, group: ProbeGroup, take: Take, ids: Tensor) -> bool:
         """Whether signs on the parameters' entries give less spread here than signs on the outputs.
 
         The first example alone decides, whatever its batch.
@@ -156,7 +151,7 @@ class Probing(Method):
         if place not in self.on_entries:
             pilot = range(-PILOT, 0)
             on_taps, on_entries = (
-                kind(group, self.sampling, ids, residual).pilot(pilot) for kind in (TapSigns, EntrySigns)
+                kind(group, take, self.sampling, ids).pilot(pilot) for kind in (TapSigns, EntrySigns)
             )
             self.on_entries[place] = on_entries < on_taps
         return self.on_entries[place]
