@@ -14,8 +14,8 @@ from geomtraj.statistics.critical_sharpness import CriticalSharpness
 from geomtraj.statistics.cross_layer import CrossLayer
 from geomtraj.statistics.directional import Directional
 from geomtraj.statistics.eigenvectors import Eigenvectors
-from geomtraj.statistics.l1_norm import L1Norm
 from geomtraj.statistics.gauss_newton_diagonal import GaussNewtonDiagonal
+from geomtraj.statistics.l1_norm import L1Norm
 from geomtraj.statistics.loss import Loss
 from geomtraj.statistics.noise_scale import NoiseScale
 from geomtraj.statistics.path import Path
