@@ -31,43 +31,15 @@ def probing(problem: Problem, samples: int = 64, seed: int = 0, theta: Tensor | 
     Perturbations eps are added wherever a parameter enters linearly: (B, T, U) at the output of a weight. With random
     signs v there and u = (d2L_n/deps2) v, the estimate for the weight's entry (i, j) is the sum over examples n of
     (v_n^T x_n)_ij (u_n^T x_n)_ij. Each example has signs of its own, so the noise averages over examples as well as
-    over probes. What is done beyond that, with what it gave on a trained one-layer GPT (P = 12,984, 64 sequences of 32,
-    error relative to the block's norm at 64 probes, for qkv / attention out / mlp up / mlp down / head):
-
-    - All taps at once: 1.3 / .20 / 1.6 / .23 / .51. Each tap on its own: .10 / .069 / .12 / .058 / .027, for 1.5
-      times the time (a tap's pass starts at that tap, and its outer products are the same): kept.
-    - Where a tap's positions provably do not couple (after the last attention, and wherever there is one position:
-      every pair of positions is tried, for exact zeros), products of different positions are left out, which are
-      noise: .014 / .013 / .014 / .002 for the last four; outer products are then taken once, not for each probe. Where
-      such a tap has at most `samples` units, one-hot vectors in their place make it exact.
-    - H = J^T (d2L/dz2) J + R where the loss at the model's output z is diagonal or softmax-like, which is found out by
-      trying. The first part comes from squares, by passes that serve all taps, with a relative error of
-      sqrt(2 / (N samples)), or exactly where z has few entries; R vanishes within a layer of a piecewise linear
-      network. Together .067 for qkv.
-    - Signs on the entries of each example's own parameter in the place of signs on outputs: embedding .16 to .092,
-      first norm .15 to .023. Always better for what has one input (biases, norms, tokens; Cauchy-Schwarz); for weights
-      three probes on the first example decide, from 32 samples on.
-    - Uses of the same entries (tied weights, repeated modules) are summed before multiplying; where the input of one
-      depends on another, 2 g dx/dtheta is added, without which a tied embedding is off by half.
-    - No gain: signs that are products of one sign per position and one per unit (cheaper outer products, but these are
-      a tenth of the time, at 0.8 to 1.2 times the error), the norms all at once (4 % less time, up to twice their
-      error), separate passes for query, key and value, several probes in one batched backward pass (0.7 times the
-      speed on a CPU), R of all taps in one pass (two layers, P = 115,328: 140 to 670 times the variance in weights
-      behind the embedding, twice in it; 1.4 to 6 times within the later half), passes recorded and simplified as
-      `Hessian` does (0.7 to 0.9 times the time where it matters, for a preparation of seven).
-
-    In ReLU networks with ten outputs all this is exact. Time grows linearly with examples and with the width of layers;
-    in other networks R takes a pass from each tap to the loss and back, so it grows with the square of the depth, and
-    the errors shrink for it.
+    over probes. The Gauss-Newton part of H, where the loss allows it, comes from squares, by passes that serve all
+    taps; only what is left is probed, one group of taps after the other. What is done beyond that, and what it gave,
+    stands in `docs/diagonal.md`.
 
     A parameter whose uses do not add up to its true gradient, or do not belong to one example each, is probed in
-    parameter space instead, one example's copy at a time; the status says so.
+    parameter space instead, one example's copy at a time; the status says so, and its parts are not told apart.
 
     The standard error is the spread over probes, example by example: the N examples are no sample but all that L
-    averages over. Measured variance of standardised errors over all entries of that GPT: 1.06, 1.03, 0.98 for 4, 8, 32
-    probes, with 94.4, 94.8, 95.3 % within 1.96. With few pairs of an example and a probe they are those of Student's t
-    with few degrees of freedom: 1.4 for 40 pairs; 6.6 for 2 probes in the embedding, where a token may occur in one
-    example alone.
+    averages over.
 
     Signs belong to the example, so that other batches of the same data give the same numbers up to rounding.
 
