@@ -20,6 +20,12 @@ comma    := ,
 CHOSEN   := $(foreach s,$(SETTINGS),$(if $(filter $(firstword $(subst ., ,$(s))),$(subst $(comma), ,$(STATISTICS))),$(s)))
 RUNS     := $(foreach o,$(OPTIMIZERS),$(foreach s,$(SEEDS),$(OUT)/$(o)/seed-$(s)))
 
+# A misspelt variable would be passed over in silence.
+VARIABLES := TASK OPTIMIZERS SEEDS DEVICE STEPS TEXT STATISTICS SETTINGS WORKERS OUT PYTHON SCALE VENV BIN GEOMTRAJ
+GIVEN     := $(strip $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $v))),$v)))
+UNKNOWN   := $(filter-out $(VARIABLES) MAKEFLAGS,$(GIVEN))
+$(if $(UNKNOWN),$(error unknown variable $(UNKNOWN): there are $(VARIABLES); see make help))
+
 # Runs are trained and measured side by side, each in a process of one thread.
 MAKEFLAGS += --jobs=$(WORKERS)
 

@@ -6,6 +6,14 @@ GPTs on pydoc's topics with one, two and three layers, trained with Adam and wit
 nets with smooth activations on digits. For each, over blocks and seeds: the rms of log(value / exact), the share of
 intervals that hold the exact R_med among those that are not exact already, the share without upper end, the median of
 high / low, and CPU seconds for each call. `--samples` and `--max-matvecs` are r_med's own.
+
+What an earlier geomtraj gives on the same networks, such as the one before R_med was taken apart, by its checkout:
+
+    git worktree add ../before 8a14111
+    PYTHONPATH=../before python benchmarks/r_med.py --out before.json
+    python benchmarks/r_med.py --before before.json
+
+Then seconds are given relative to those too, which is what a busy machine allows: run both at the same time.
 """
 
 from __future__ import annotations
@@ -117,13 +125,18 @@ def measured(problem: gt.Problem, seeds: int, samples: int, max_matvecs: int) ->
 @click.option("--seeds", default=4, show_default=True)
 @click.option("--samples", default=8, show_default=True)
 @click.option("--max-matvecs", default=32, show_default=True)
+@click.option(
+    "--before", type=click.Path(path_type=Path, exists=True), default=None, help="JSON file of an earlier run."
+)
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="JSON file to write.")
-def main(models: str, seeds: int, samples: int, max_matvecs: int, out: Path | None) -> None:
+def main(models: str, seeds: int, samples: int, max_matvecs: int, before: Path | None, out: Path | None) -> None:
     """Errors, coverage and time of R_med against exact diagonals."""
     torch.set_num_threads(1)
-    rows = {}
+    rows, earlier = {}, json.loads(before.read_text())["models"] if before else {}
     for name in models.split(","):
         rows[name] = measured(MODELS[name](), seeds, samples, max_matvecs)
+        if name in earlier:
+            rows[name]["seconds_over_before"] = rows[name]["seconds"] / earlier[name]["seconds"]
         click.echo(name + ": " + ", ".join(f"{key} {value:.3g}" for key, value in rows[name].items()))
     if out is not None:
         settings = {"seeds": seeds, "samples": samples, "max_matvecs": max_matvecs, "torch": torch.__version__}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from geomtraj._version import __version__
 
 if TYPE_CHECKING:
+    from geomtraj import losses
     from geomtraj.comparing import Table, contrast
     from geomtraj.curvature import eigsh, spectral_density, spectrum, trace
     from geomtraj.diagonals import Diagonal, diagonal
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from geomtraj.measuring import Measurement, Results, measure
     from geomtraj.operators import GGN, Hessian, MatrixOperator, Preconditioned
     from geomtraj.problem import Problem
+    from geomtraj.registering import register
     from geomtraj.reporting import plot, report
     from geomtraj.splitting import join, split
     from geomtraj.statistics import REGISTRY as STATISTICS
@@ -60,10 +62,12 @@ __all__ = [
     "every",
     "join",
     "log_spaced",
+    "losses",
     "measure",
     "next_update",
     "plot",
     "r_med",
+    "register",
     "report",
     "shard",
     "spectral_density",
@@ -82,6 +86,7 @@ _HOMES = {
     "geomtraj.measuring": ("Measurement", "Results", "measure"),
     "geomtraj.operators": ("GGN", "Hessian", "MatrixOperator", "Preconditioned"),
     "geomtraj.problem": ("Problem",),
+    "geomtraj.registering": ("register",),
     "geomtraj.reporting": ("report",),
     "geomtraj.splitting": ("join", "split"),
     "geomtraj.statistics": ("STATISTICS", "RMed", "Statistic", "r_med"),
@@ -89,7 +94,7 @@ _HOMES = {
     "geomtraj.updates": ("next_update",),
 }
 _RENAMED = {"STATISTICS": "REGISTRY"}
-_MODULES = {"plot": "geomtraj.reporting.plot"}
+_MODULES = {"losses": "geomtraj.losses", "plot": "geomtraj.reporting.plot"}
 _PLACES = {name: home for home, names in _HOMES.items() for name in names} | _MODULES
 
 

@@ -7,34 +7,31 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
 
-from geomtraj import tasks
+from geomtraj import cli_options, statistics, tasks
 from geomtraj._version import __version__
+from geomtraj.cli_options import PLUGINS, RUNS, THREADS, pairs, problem_of, statistics_of, task_options
+from geomtraj.cli_runs import COMMANDS
 from geomtraj.comparing import contrast
 from geomtraj.comparing.naming import by_optimizer
 from geomtraj.demo import demo
 from geomtraj.doctor import doctor
 from geomtraj.errors import GeomtrajError, InputError
-from geomtraj.measuring import Results, check_results, measure, repair_results
+from geomtraj.measuring import Results, measure
 from geomtraj.measuring.workers import pool
-from geomtraj.problem import Problem
+from geomtraj.overview import TRAINED
 from geomtraj.reporting import report
-from geomtraj.statistics import REGISTRY, Statistic, resolve
 from geomtraj.training import learning_rates, optimizers
 from geomtraj.training.loop import spread, train
 from geomtraj.training.sweeps import sweep
-from geomtraj.trajectory import Trajectory, repair, verify
+from geomtraj.trajectory import Trajectory
 from geomtraj.trajectory.files import write_json
-
-TRAINED = "trained.json"
-
-RUNS = click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 
 
 class _Commands(click.Group):
@@ -58,28 +55,8 @@ def main() -> None:
     logging.getLogger("geomtraj").addHandler(logging.NullHandler())  # the commands print what is logged
 
 
-THREADS = click.option(
-    "--threads",
-    type=click.IntRange(min=1),
-    default=1,
-    help="Threads of each process. With one, runs side by side do not wait for each other.",
-)
-
-
-def task_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that choose a built-in task."""
-    for option in (
-        click.option("--task", "task_name", default="pydoc-lm", help="Name of a built-in task."),
-        click.option(
-            "--option", "options", multiple=True, metavar="NAME=VALUE", help="Option of the task, repeatable."
-        ),
-        click.option(
-            "--text", type=click.Path(path_type=Path), help="Text file for pydoc-lm in place of pydoc's topics."
-        ),
-        click.option("--device", default="cpu", help="cpu, cuda or cuda:N."),
-    ):
-        command = option(command)
-    return command
+for _command in COMMANDS:
+    main.add_command(_command)
 
 
 @main.command("train")
@@ -102,13 +79,13 @@ def train_command(
     A run that was stopped goes on from its last iterate.
     """
     torch.set_num_threads(threads)
-    task = _task(task_name, options, text, device)
+    task = cli_options.task(task_name, options, text, device)
     total = task.default_steps if steps is None else steps
     if iterates < 1 or total < 1:
         raise InputError(f"--iterates {iterates} and --steps {total} must be at least 1.")
     schedule = spread(total, iterates)
     trajectory = train(
-        task, optimizer, lr, steps, seed, path=out, schedule=schedule, full_batch=full_batch, **_pairs(hyper, "--hyper")
+        task, optimizer, lr, steps, seed, path=out, schedule=schedule, full_batch=full_batch, **pairs(hyper, "--hyper")
     )
     summary = {
         "status": trajectory.status,
@@ -121,23 +98,27 @@ def train_command(
 
 @main.command("measure")
 @RUNS
-@click.option("--statistics", default="r_med,spectrum", help="Names of statistics, with commas.")
+@click.option(
+    "--statistics", default="r_med,spectrum", help="Names of statistics, or MODULE:CLASS or FILE:CLASS, with commas."
+)
 @click.option("--set", "settings", multiple=True, metavar="STATISTIC.SETTING=VALUE", help="Setting, repeatable.")
 @click.option("--workers", type=click.IntRange(min=1), default=1, help="Processes that measure iterates side by side.")
+@click.option("--problem", metavar="FILE:NAME", help="The loss of runs of your own: a gt.Problem, or what makes one.")
 @click.option("--device", help="Where to measure; the device of training if left out.")
 @click.option("--max-seconds", type=float, help="Begin nothing any more after so many seconds; what is done is stored.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for results, where runs are not to be written.")
 @click.option("--retry", is_flag=True, help="Measure again where a statistic failed.")
+@PLUGINS
 @THREADS
 def measure_command(
-    runs: tuple[Path, ...], statistics: str, settings: tuple[str, ...], workers: int, device: str | None,
-    max_seconds: float | None, out: Path | None, retry: bool, threads: int,
+    runs: tuple[Path, ...], statistics: str, settings: tuple[str, ...], workers: int, problem: str | None,
+    device: str | None, max_seconds: float | None, out: Path | None, retry: bool, threads: int,
 ) -> None:  # fmt: skip
-    """Measure statistics at every iterate of runs that `geomtraj train` recorded.
+    """Measure statistics at every iterate of runs that `geomtraj train` recorded, or of your own with --problem.
 
     What is stored already is not measured again.
     """
-    chosen = _statistics(statistics, settings)
+    chosen = statistics_of(statistics, settings)
     if max_seconds is not None and not max_seconds > 0:
         raise InputError(f"--max-seconds {max_seconds} must be above 0.")
     started = time.monotonic()
@@ -147,25 +128,13 @@ def measure_command(
             left = None if max_seconds is None else max(max_seconds - (time.monotonic() - started), 1e-3)
             trajectory = Trajectory(run)
             results = measure(
-                trajectory, _problem(trajectory, device), chosen, executor,
+                trajectory, problem_of(trajectory, problem, device), chosen, executor,
                 max_seconds=left, out=_below(out, run, runs), retry=retry,
             )  # fmt: skip
             _tell(results)
             doubtful = sum(m.status != "ok" for m in results.measurements)
             remark = f", {doubtful} with a remark (see the report)" if doubtful else ""
             click.echo(f"{results.path}: {len(results)} results{remark}")
-
-
-def _problem(trajectory: Trajectory, device: str | None) -> Problem:
-    """The problem of a built-in task that a trajectory was recorded on."""
-    meta = trajectory.meta
-    options = meta.get("task_options")
-    if not (isinstance(meta.get("task"), str) and isinstance(options, dict) and isinstance(meta.get("seed"), int)):
-        raise InputError(
-            f"{trajectory.path} was not recorded by `geomtraj train`: measure it in Python, with gt.measure."
-        )
-    task = tasks.make(meta["task"], **(options if device is None else options | {"device": device}))
-    return task.problem(task.model(meta["seed"]))
 
 
 def _below(out: Path | None, run: Path, runs: tuple[Path, ...]) -> Path | None:
@@ -229,31 +198,12 @@ def sweep_command(
         raise InputError(f"cannot read --seeds {seeds!r}: write whole numbers with commas, like 100,101.") from None
     chosen = [name.strip() for name in names.split(",") if name.strip()]
     target = learning_rates.PATH if save == Path("package") else save
-    task = _task(task_name, options, text, device)
+    task = cli_options.task(task_name, options, text, device)
     for name, found in sweep(task, chosen, None, steps, numbers, path=folder, save=target).items():
         edge = ", at the edge of the grid" if found.at_edge else ""
         click.echo(f"{name}: lr {found.lr:g}{edge}")
         for row in found.rows:
             click.echo(f"  {row.lr:<10g} " + ("diverged" if row.mean is None else f"evaluation loss {row.mean:.4f}"))
-
-
-@main.command("verify")
-@RUNS
-def verify_command(runs: tuple[Path, ...]) -> None:
-    """Read every file of runs and list what is damaged; exit status 1 where something is."""
-    checks = [verify(run, check_results) for run in runs]
-    click.echo("\n".join(map(str, checks)))
-    if not all(check.whole for check in checks):
-        sys.exit(1)
-
-
-@main.command("repair")
-@RUNS
-def repair_command(runs: tuple[Path, ...]) -> None:
-    """Set damaged files of runs aside and rebuild what the others can tell; nothing is deleted."""
-    for run in runs:
-        done = repair(run) + repair_results(run)
-        click.echo("\n".join(f"{run}: {what}" for what in done or ["nothing to repair"]))
 
 
 @main.command("demo")
@@ -280,53 +230,19 @@ def doctor_command(as_json: bool) -> None:
 
 
 @main.command("list")
+@PLUGINS
 def list_command() -> None:
     """List the tasks, optimizers and statistics there are."""
-    for name, task in tasks.REGISTRY.items():  # their options, not their data, which may need extra packages
+    for name, task in tasks.everything().items():  # their options, not their data, which may need extra packages
         options = ", ".join(f"{k}={v}" for k, v in task.defaults.items() if v is not None)
         click.echo(f"task       {name:20} {options}")
-    for optimizer in optimizers.names():
+    for optimizer in optimizers.everything():
         click.echo(
             f"optimizer  {optimizer:20} "
             + ", ".join(f"{k}={v}" for k, v in optimizers.hyperparameters(optimizer).items())
         )
-    for name, statistic in REGISTRY.items():
-        click.echo(
-            f"statistic  {name:20} {statistic.title}: "
-            + ", ".join(f"{k}={v}" for k, v in statistic().settings().items())
-        )
-
-
-def _task(name: str, options: Iterable[str], text: Path | None, device: str) -> tasks.Task:
-    given = _pairs(options, "--option") | {"device": device}
-    if text is not None:
-        given["text"] = str(text.resolve())
-    return tasks.make(name, **given)
-
-
-def _pairs(pairs: Iterable[str], flag: str) -> dict[str, Any]:
-    """NAME=VALUE pairs; values as JSON where they are that, else as text."""
-    parsed = {}
-    for pair in pairs:
-        name, equals, text = pair.partition("=")
-        if not (name and equals):
-            raise InputError(f"cannot read {flag} {pair!r}: write NAME=VALUE.")
-        try:
-            parsed[name] = json.loads(text)
-        except ValueError:
-            parsed[name] = text
-    return parsed
-
-
-def _statistics(names: str, settings: Iterable[str]) -> list[Statistic]:
-    """The named statistics with the settings written as STATISTIC.SETTING=VALUE."""
-    changes: dict[str, dict[str, Any]] = {}
-    for target, value in _pairs(settings, "--set").items():
-        name, dot, setting = target.partition(".")
-        if not dot:
-            raise InputError(f"cannot read --set {target!r}: write STATISTIC.SETTING=VALUE, like r_med.samples=128.")
-        changes.setdefault(name, {})[setting] = value
-    return resolve([n.strip() for n in names.split(",") if n.strip()], changes)
+    for name, cls in statistics.everything().items():
+        click.echo(f"statistic  {name:20} {cls.title}: " + ", ".join(f"{k}={v}" for k, v in cls().settings().items()))
 
 
 def _tell(results: Results) -> None:

@@ -20,6 +20,7 @@ from geomtraj.failures import in_one_sentence
 from geomtraj.inputs import checked_batches, checked_model, selected, warn_of_zeros
 from geomtraj.isolation import in_plain_torch
 from geomtraj.layout import Layout
+from geomtraj.losses import from_criterion
 from geomtraj.objective import Loss, Objective
 from geomtraj.parameter_names import named_buffers, named_parameters
 from geomtraj.splitting import Recognised
@@ -88,6 +89,8 @@ def normalise(
     Raises:
         InputError: One of them is something else than it must be.
     """
+    if isinstance(loss, nn.modules.loss._Loss):
+        loss = from_criterion(loss)
     if not callable(loss):
         raise InputError(f"the loss must be a function loss(model, batch), not {type(loss).__name__}.")
     if mode not in ("eval", "train"):

@@ -35,6 +35,7 @@ class Problem:
         loss: `loss(model, batch)` gives `losses` or `(losses, weights)`, unreduced: the first axis counts
             examples, which do not depend on each other; any further axes are tokens, pixels and the like.
             Weights have the shape of the losses, or its leading part, and do not depend on the parameters.
+            A criterion of torch's, such as `nn.CrossEntropyLoss()`, may stand for it (`gt.losses.from_criterion`).
         batches: A finite collection that can be iterated again and again, a list or a DataLoader without
             shuffling. Its elements are whatever `loss` takes.
         params: None for every parameter that requires a gradient, else a glob or a list of globs on the names of

@@ -21,6 +21,7 @@ from geomtraj.problem import Problem
 from geomtraj.trajectory import Iterate, model_state
 from geomtraj.trajectory.steps import set_settings
 from geomtraj.trajectory.storage import stored_lossy
+from geomtraj.trees import rebuilt
 
 Factory = Callable[[Any], Any]
 """The parameters of an optimizer, a list or its groups as torch takes them -> the optimizer."""
@@ -165,7 +166,7 @@ def _described(iterate: Iterate, states: list[dict[str, Any]]) -> list[dict[str,
 
 
 def _builder(about: Mapping[str, Any]) -> Factory:
-    """How to build a class by its name: torch's own, geomtraj's own, or a registered one."""
+    """How to build a class by its name: torch's, geomtraj's or pytorch_optimizer's own, or a registered one."""
     name, module = str(about["class"]), str(about["module"])
     if name in FACTORIES:
         return FACTORIES[name]
@@ -177,6 +178,11 @@ def _builder(about: Mapping[str, Any]) -> Factory:
             of_groups = getattr(getattr(import_module(module), name, None), "of_groups", None)
             if of_groups is not None:
                 return lambda params: of_groups([g["params"] if isinstance(g, dict) else g for g in params])
+    if module.split(".")[0] == "pytorch_optimizer":
+        with suppress(ImportError):
+            own = getattr(import_module(module), name, None)
+            if isinstance(own, type) and issubclass(own, Optimizer):
+                return lambda params: own(params, lr=1e-3)  # type: ignore[call-arg]
     raise NotRecorded(
         f"the run was trained with {name or 'an optimizer of unknown name'}{f' of {module}' if module else ''}, which "
         f"geomtraj cannot build by itself: pass optimizer=lambda params: {name or 'Name'}(params, ...) with the "
@@ -303,7 +309,17 @@ class _Step:
         content = copy.deepcopy(self.iterate.read(("optimizer", "held")))  # or loading would share its tensors
         model_state.restore_optimizers(found, content, f"the iterate of step {self.iterate.step}")
         set_settings(found, self.iterate.changed)
+        self._convert(found)
         return found
+
+    def _convert(self, optimizers: list[Optimizer]) -> None:
+        """State in the recorded parameters' number type goes into that of the problem's model, if it is another."""
+        before = {id(v): self.iterate.parameters[name].dtype for name, v in self.values.items()}
+        for state, parameter in ((s, p) for o in optimizers for p, s in o.state.items() if id(p) in before):
+            recorded = before[id(parameter)]
+            if recorded is not parameter.dtype:
+                for key, value in state.items():
+                    state[key] = _converted(value, recorded, parameter.dtype)
 
     def _set_gradients(self) -> Tensor:
         """The gradient of the mean loss over all batches, into the copies; None where the loss does not reach."""
@@ -350,6 +366,11 @@ class _Step:
             f"the optimizer's step from step {self.iterate.step} failed ({type(error).__name__}: {error}): give a "
             "factory that builds it as training did."
         )
+
+
+def _converted(value: Any, before: torch.dtype, after: torch.dtype) -> Any:
+    """The tensors of one number type in a value of any nesting in another one."""
+    return rebuilt(value, lambda tensor: tensor.to(after) if tensor.dtype is before else tensor)
 
 
 def _needs_closure(optimizer: Optimizer) -> bool:

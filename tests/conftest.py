@@ -3,10 +3,23 @@
 import pytest
 import torch
 
+from geomtraj import statistics, tasks, updates
+from geomtraj.training import optimizers
+
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def registries():
+    """As they were, after each test: what one registers is not there for the next."""
+    held = [(r, dict(r)) for r in (statistics.REGISTRY, tasks.REGISTRY, optimizers.REGISTRY, updates.FACTORIES)]
+    yield
+    for registry, before in held:
+        registry.clear()
+        registry.update(before)
 
 
 def pytest_addoption(parser):

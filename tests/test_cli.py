@@ -91,6 +91,16 @@ def make(out, *arguments, venv):
     return subprocess.run(list(map(str, command)), capture_output=True, text=True, env=os.environ | {"MAKEFLAGS": ""})
 
 
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_tells_of_a_misspelt_variable(tmp_path):
+    told = make(tmp_path, "-n", "report", "OPTIMISERS=adam sgdm", venv=tmp_path / "venv")
+    assert told.returncode == 2
+    assert "unknown variable OPTIMISERS: there are TASK OPTIMIZERS" in told.stderr
+    assert list(tmp_path.iterdir()) == []
+    known = make(tmp_path, "help", "SETTINGS=r_med.samples=4 spectrum.probes=1", "SEEDS=0 1", venv=tmp_path / "venv")
+    assert known.returncode == 0, known.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_make_report_does_only_what_is_missing(tmp_path):

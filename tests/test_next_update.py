@@ -196,6 +196,15 @@ def test_everything_is_left_as_it_was(tmp_path):
     assert torch.equal(torch.random.get_rng_state(), rng)
 
 
+@pytest.mark.parametrize("name", ["momentum", "adamw", "amsgrad", "adagrad", "several", "lbfgs"])
+def test_a_problem_in_double_precision_steps_from_a_run_in_single_precision(tmp_path, name):
+    run = record(tmp_path / "run", OPTIMIZERS[name])
+    double = gt.Problem(net().double(), losses, [(X.double(), Y)])
+    x, y = batch_of(3)
+    update = gt.next_update(double, run[3], batches=[(x.double(), y)])
+    torch.testing.assert_close(update, (run[4].theta - run[3].theta).double(), rtol=1e-3, atol=1e-5)
+
+
 class Signs(torch.optim.Optimizer):
     """Keeps a setting outside of its groups."""
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from analyses.adam_vs_sgd.data import LEVEL, MEANS, VARIANTS, Task, adjusted, shown
 from geomtraj.comparing import Row
-from geomtraj.inference import OverSeeds, holm, over_seeds
+from geomtraj.inference import OverSeeds, Verdict, holm, larger, over_seeds, within
 from geomtraj.reporting import WIDE, Answer, listed, number
 
 ABOVE, BELOW, OPEN, UNKNOWN = "above", "below", "open", "unknown"
@@ -50,15 +50,20 @@ def _claim(task: Task, p: float, family: int, margin: float, faster: str | None)
     title = f"{task.title}: does {higher} run through larger R_med than {lower} at equal loss?"
     row = task.means.get(("r_med", "loss"))
     if row is None or not row.n:
-        return Answer(title, f"It cannot be decided: {_why(task)}", _layers(task))
+        return Answer(title, f"It cannot be decided: {_why(task)}", _layers(task), outcome=Verdict.UNDECIDED)
     if row.n < 2:
-        return Answer(title, "It cannot be decided with n = 1: one seed gives no interval.", [_mean(task, row)])
-    found = state(row, p)
-    if found == ABOVE:
+        return Answer(
+            title,
+            "It cannot be decided with n = 1: one seed gives no interval.",
+            [_mean(task, row)],
+            outcome=Verdict.UNDECIDED,
+        )
+    found = larger(row.interval, p, margin)
+    if found is Verdict.HOLDS:
         verdict = f"The claim holds here: {_times(row)} (n = {row.n})."
-    elif found == BELOW:
+    elif p < LEVEL:
         verdict = f"The claim does not hold here, the gap is reversed: {_times(row)} (n = {row.n})."
-    elif _inside(row, margin):
+    elif found is Verdict.FAILS:
         verdict = (
             f"The claim does not hold here: a gap, if there is one, is smaller than a factor of {number(margin)}: "
             f"{_times(row)} (n = {row.n})."
@@ -71,21 +76,26 @@ def _claim(task: Task, p: float, family: int, margin: float, faster: str | None)
     else:
         verdict = f"It cannot be decided: the interval contains 1, {_times(row)} (n = {row.n})."
     texts = [_mean(task, row), f"Holm-adjusted p over {family} task{'s' * (family != 1)}: {number(p, 2)}."]
-    return Answer(title, verdict, [*texts, *_layers(task), *_scope(task, faster)])
+    return Answer(title, verdict, [*texts, *_layers(task), *_scope(task, faster)], outcome=found)
 
 
 def _control(task: Task, margin: float) -> Answer:
     title = f"{task.title}: is the gap absent, as the claim has it for images?"
     row = task.means.get(("r_med", "loss"))
     if row is None or not row.n:
-        return Answer(title, f"It cannot be decided: {_why(task)}", _layers(task))
+        return Answer(title, f"It cannot be decided: {_why(task)}", _layers(task), outcome=Verdict.UNDECIDED)
     if row.n < 2:
-        return Answer(title, "It cannot be decided with n = 1: one seed gives no interval.", [_mean(task, row)])
-    within = f"within a factor of {number(margin)}"
-    if _inside(row, margin):
-        verdict = f"It is, {within}: {_times(row)} (n = {row.n})."
+        return Answer(
+            title,
+            "It cannot be decided with n = 1: one seed gives no interval.",
+            [_mean(task, row)],
+            outcome=Verdict.UNDECIDED,
+        )
+    found, near = within(row.interval, margin), f"within a factor of {number(margin)}"
+    if found is Verdict.HOLDS:
+        verdict = f"It is, {near}: {_times(row)} (n = {row.n})."
         if row.low > 1 or row.high < 1:
-            verdict = f"It is, {within}, though the interval leaves out 1: {_times(row)} (n = {row.n})."
+            verdict = f"It is, {near}, though the interval leaves out 1: {_times(row)} (n = {row.n})."
     elif row.low > 1:
         verdict = f"It is not: {shown(task.sgd)} has the larger R_med here, too, {_times(row)} (n = {row.n})."
     elif row.high < 1:
@@ -95,7 +105,7 @@ def _control(task: Task, margin: float) -> Answer:
             f"It cannot be decided: the interval contains 1 but reaches beyond a factor of {number(margin)}, "
             f"{_times(row)} (n = {row.n})."
         )
-    return Answer(title, verdict, [_mean(task, row), *_layers(task)])
+    return Answer(title, verdict, [_mean(task, row), *_layers(task)], outcome=found)
 
 
 def _full_batch(noisy: Task, full: Task) -> Answer:
@@ -104,7 +114,7 @@ def _full_batch(noisy: Task, full: Task) -> Answer:
     texts = [f"{_mean(t, row)}" for t, row in zip((noisy, full), rows, strict=True) if row is not None and row.n]
     if rows[0] is None or rows[1] is None or min(r.n for r in rows if r is not None) < 2:
         reason = _why(full) if rows[1] is None else _why(noisy) if rows[0] is None else "that takes two seeds or more."
-        return Answer(title, f"It cannot be decided: {reason}", texts)
+        return Answer(title, f"It cannot be decided: {reason}", texts, outcome=Verdict.UNDECIDED)
     before, after = (state(row, row.t_test_p) for row in rows if row is not None)
     here = f"full batch {_interval(rows[1])}, mini-batches {_interval(rows[0])}"
     n = min(rows[0].n, rows[1].n)
@@ -180,7 +190,7 @@ def _variants(claimed: Sequence[Task], controls: Sequence[Task]) -> list[Answer]
 
 def _verdict_on(title: str, changes: Sequence[str], counted: int, texts: Sequence[str]) -> Answer:
     if not counted:
-        return Answer(title, "It cannot be decided: no interval is known.", list(texts))
+        return Answer(title, "It cannot be decided: no interval is known.", list(texts), outcome=Verdict.UNDECIDED)
     if not changes:
         return Answer(title, f"No: all {counted} are on the same side of 1 as R_med at equal loss.", list(texts))
     return Answer(title, f"Yes, in {len(changes)} of {counted} cases: {'; '.join(changes)}.", list(texts))
@@ -220,7 +230,7 @@ def _speed(tasks: Sequence[Task], sides: dict[str, str]) -> Answer:
     """Which optimizer has the lower evaluation loss at equal steps."""
     title, rows = "Which optimizer is faster?", _loss_ratios(tasks)
     if not rows:
-        return Answer(title, "It cannot be decided: no two pairs of runs share a step.", [])
+        return Answer(title, "It cannot be decided: no two pairs of runs share a step.", [], outcome=Verdict.UNDECIDED)
     titles = {t.name: t.title for t in tasks}
     adaptive, sgd = shown(tasks[0].adaptive), shown(tasks[0].sgd)
     parts = [
@@ -309,10 +319,6 @@ def _scope(task: Task, side: str | None) -> list[str]:
         return [f"{shown(task.adaptive)} is the faster one here, as the claim supposes."]
     what = f"{shown(task.sgd)} is the faster one" if side == BELOW else "neither is seen to be faster"
     return [f"Here {what}, so that the task lies outside what the claim is made for."]
-
-
-def _inside(row: Row, margin: float) -> bool:
-    return row.low > 1 / margin and row.high < margin
 
 
 def _times(row: Row) -> str:

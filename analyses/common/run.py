@@ -128,7 +128,11 @@ def finish(analysis: Analysis, content: Content, main_figure: str) -> Path:
         for name in [*names, f"figures/{main_figure}.svg", "provenance.json"]:
             if (analysis.folder / name).exists():
                 shutil.copyfile(analysis.folder / name, target / Path(name).name)
-        findings = [{"title": a.title, "verdict": a.verdict, "numbers": list(a.numbers)} for a in content.answers]
+        findings = [
+            {"title": a.title, "verdict": a.verdict, **({"outcome": a.outcome} if a.outcome else {}),
+             "numbers": list(a.numbers)}
+            for a in content.answers
+        ]  # fmt: skip
         write_json(target / "findings.json", {"findings": findings, "remarks": analysis.problems})
         click.echo(f"copied tables, figure and provenance to {target}")
     return page

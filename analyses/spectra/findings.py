@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from analyses.spectra.data import ALL, COMPARED, Task
-from geomtraj.inference import OverSeeds, RankCorrelation, holm, kendall, spearman
+from geomtraj.inference import OverSeeds, RankCorrelation, Verdict, holm, kendall, spearman
 from geomtraj.reporting import Answer, listed, number
 
 LEVEL = 0.05
@@ -81,7 +81,7 @@ def _rank(config: dict[str, Any], task: Task, confidence: float) -> Answer:
             f"{zero} of {len(points)} medians are below the rounding of λmax: there λmax / median |λ| is infinite and "
             "ranks highest, and a layer in which that is always so tells nothing about ranks within it."
         )
-    return Answer(title, verdict, texts)
+    return Answer(title, verdict, texts, outcome=together(verdicts.values()))
 
 
 _WORDS = {
@@ -93,6 +93,13 @@ _WORDS = {
     "mixed": "it cannot be decided (the answer is another with the estimates of medians that are not resolved)",
     "none": "it cannot be decided, for want of two seeds with four points to rank",
 }
+
+
+def together(kinds: Iterable[str]) -> Verdict:
+    """What the keys of the words say of a fair stand-in: it is one if it is within layers and between them."""
+    said = {Verdict.HOLDS if k == "fair" else Verdict.FAILS if k in ("poor", "opposite") else Verdict.UNDECIDED
+            for k in kinds}  # fmt: skip
+    return next((v for v in (Verdict.FAILS, Verdict.UNDECIDED) if v in said), Verdict.HOLDS)
 
 
 def judged(r: RankCorrelation, fair: float) -> str:
@@ -199,7 +206,7 @@ def _sizes(tasks: Sequence[Task]) -> Answer:
         elif points:
             texts.append(f"{task.title}: no block has a median |λ| that is resolved and above rounding.")
     if not total:
-        return Answer(title, "It cannot be said: there is no block with both.", texts)
+        return Answer(title, "It cannot be said: there is no block with both.", texts, outcome=Verdict.UNDECIDED)
     verdict = (
         f"max|H_ii| ≤ λmax, which must hold, does hold in all {total} blocks and Hessians."
         if not broken

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from analyses.two_layer_linear.data import adam_limit, decay, upper, window
-from geomtraj.inference import OverSeeds, Trend, trend
+from geomtraj.inference import OverSeeds, Trend, Verdict, trend
 from geomtraj.reporting import Answer, listed, number
 from geomtraj.tasks import two_layer_linear as theory
 
@@ -61,7 +61,12 @@ def _sgdm(config: dict[str, Any], mine: Any, laws: Any) -> Answer:
     slopes = {key: trend([laws[d].mean for d, _ in p], [v for _, v in p]) for key, p in points.items()}
     title = "SGD with momentum: R_1 and R_2 of order log d"
     if not all(math.isfinite(t.low) for t in slopes.values()):
-        return Answer(title, "It cannot be decided: that takes several seeds at several dimensions.", [])
+        return Answer(
+            title,
+            "It cannot be decided: that takes several seeds at several dimensions.",
+            [],
+            outcome=Verdict.UNDECIDED,
+        )
     if all(t.low > 0 for t in slopes.values()):
         agrees = all(t.low <= 1 <= t.high for t in slopes.values())
         rate = "at the predicted rate, within its interval" if agrees else "but not at the predicted rate"
@@ -121,7 +126,12 @@ def _adam(config: dict[str, Any], mine: Any, slow: Any) -> Answer:
     slopes = {key: decay(mine, dims, level, key) for key in LAYERS}
     title = "Adam: R_1 and R_2 are 1 + small, and smaller with d"
     if not all(math.isfinite(t.low) for t in slopes.values()):
-        return Answer(title, "It cannot be decided: that takes several seeds at several dimensions.", [])
+        return Answer(
+            title,
+            "It cannot be decided: that takes several seeds at several dimensions.",
+            [],
+            outcome=Verdict.UNDECIDED,
+        )
     means = [mine.where(d=d).mean(at, key).mean for d in dims for at in window(config) for key in LAYERS]
     worst = max(means, default=math.nan)
     verdict = _adam_verdict(config, mine, slow, worst)
@@ -190,7 +200,9 @@ def _contrast(config: dict[str, Any], runs: Any) -> Answer:
     known = [r for r in found.values() if r.n > 1]
     title = "Adam against SGD with momentum at equal loss, from the same starts"
     if not known:
-        return Answer(title, "It cannot be decided: there are not two pairs of seeds at any loss.", [])
+        return Answer(
+            title, "It cannot be decided: there are not two pairs of seeds at any loss.", [], outcome=Verdict.UNDECIDED
+        )
     above, below = sum(r.low > 1 for r in known), sum(r.high < 1 for r in known)
     total, what = len(known), "cases (d, loss in the window, layer)"
     if above == total:
@@ -223,7 +235,9 @@ def _rank_one(config: dict[str, Any], runs: Any) -> Answer:
             values = [v for d in config["dims"] for v in mine.where(d=d).values(at, "singular").values()]
             largest[at] = max(values, default=math.nan)
         if not largest or not all(math.isfinite(v) for v in largest.values()):
-            return Answer(title, f"It cannot be decided: no run of {name} passed the whole window.", [])
+            return Answer(
+                title, f"It cannot be decided: no run of {name} passed the whole window.", [], outcome=Verdict.UNDECIDED
+            )
         most = max(most, *largest.values())
         means = {at: mine.where(d=top).mean(at, "singular").mean for at in levels}
         texts.append(
@@ -233,8 +247,10 @@ def _rank_one(config: dict[str, Any], runs: Any) -> Answer:
             + ", ".join(number(v, 2) for v in means.values())
             + "."
         )
-    verdict = "It is" if most < RANK_ONE else "It is not always"
-    return Answer(title, f"{verdict}: the second singular value is at most {number(most, 2)} times the first.", texts)
+    found = Verdict.HOLDS if most < RANK_ONE else Verdict.FAILS
+    lead = "It is" if found is Verdict.HOLDS else "It is not always"
+    text = f"{lead}: the second singular value is at most {number(most, 2)} times the first."
+    return Answer(title, text, texts, outcome=found)
 
 
 def _conditions(config: dict[str, Any], rates: Any, starts: Any, laws: Any) -> Answer:
@@ -254,7 +270,7 @@ def _conditions(config: dict[str, Any], rates: Any, starts: Any, laws: Any) -> A
                 texts.append(f"{layer} of SGD with momentum over that of Adam, over {len(grid)} {what}: from {ends}.")
     title = f"Where the claim ends, at d = {d}"
     if min(config["sweep_seeds"], len(config["seeds"])) < 2:
-        return Answer(title, "It cannot be decided with one seed.", texts)
+        return Answer(title, "It cannot be decided with one seed.", texts, outcome=Verdict.UNDECIDED)
     parts = [f"it is Adam that has the larger R_med for {listed(turned, 12)}"] if turned else []
     if undecided:
         parts.append(f"the 95 % interval contains 1, or there is none, for {listed(undecided, 12)}")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from analyses.uniformity.data import CONTROL, Contrasts, Points
-from geomtraj.inference import Explained, Share
+from geomtraj.inference import Explained, Share, Verdict
 from geomtraj.reporting import Answer, listed, number
 
 MOST = 0.5  # share from which on an explanation accounts for most
@@ -187,7 +187,12 @@ def _control(config: dict[str, Any], found: Found, facing: Facing) -> Answer:
     title = "The control: the two-layer linear network, where the answer is known"
     points, against = found[CONTROL], facing.get(CONTROL)
     if not points.points:
-        return Answer(title, "It cannot be decided: no iterate lies in the window in which the theorem speaks.", [])
+        return Answer(
+            title,
+            "It cannot be decided: no iterate lies in the window in which the theorem speaks.",
+            [],
+            outcome=Verdict.UNDECIDED,
+        )
     within = points.explained("singular vectors", "within")
     share = against.shares.get("vectors") if against else None
     good = kind(within) == "most" and (share is None or kind_of_share(share) == "most")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from geomtraj.comparing.kinds import Kind
 from geomtraj.comparing.primary import Comparison
 from geomtraj.comparing.row import Row
+from geomtraj.display import html_table, interval
 from geomtraj.spreadsheets import csv_text, dataframe
 from geomtraj.trajectory.files import write_bytes, write_json
 
@@ -54,6 +55,15 @@ class Table:
 
     def __repr__(self) -> str:
         return f"Table({self.statistic} {PLACES[self.at]}, {len(self.rows)} rows; {self.verdict})"
+
+    def _repr_html_(self) -> str:
+        rows = [*(c.primary for c in self.comparisons if c.primary is not None), *self.overall()]
+        cells = [
+            (r.label, f"{r.numerator} / {r.denominator}", r.ratio, interval(r.low, r.high), r.n, r.above, r.holm_p)
+            for r in rows
+        ]
+        columns = ("label", "ratio of", "ratio", "95 % interval", "n", "above 1", "Holm p")
+        return html_table(f"{self.verdict} {self.caption}", columns, cells)
 
     @property
     def primary(self) -> Row | None:

@@ -56,12 +56,8 @@ class Accumulator:
         return torch.cat([total[:, :-1] for total in self._totals.values()], 1)
 
 
-class Parts:
+class Parts(NamedTuple):
     """The accumulators of a diagonal: what was taken apart, and what was not.
-
-    Args:
-        layout: The parameters.
-        device: Where they are.
 
     Attributes:
         gauss_newton: Of the Gauss-Newton part.
@@ -69,12 +65,18 @@ class Parts:
         whole: Of entries where the two parts are not told from each other.
     """
 
-    def __init__(self, layout: Layout, device: torch.device):
-        self.gauss_newton, self.residual, self.whole = (Accumulator(layout, device) for _ in range(3))
+    gauss_newton: Accumulator
+    residual: Accumulator
+    whole: Accumulator
+
+    @classmethod
+    def of(cls, layout: Layout, device: torch.device) -> Parts:
+        """Empty ones for these parameters, on this device."""
+        return cls(*(Accumulator(layout, device) for _ in range(3)))
 
     def sums(self) -> Tensor:
         """The sums (3, 4, P) of the three, in this order."""
-        return torch.stack([one.sums() for one in (self.gauss_newton, self.residual, self.whole)])
+        return torch.stack([one.sums() for one in self])
 
 
 class SharedSums:

@@ -21,6 +21,7 @@ from geomtraj.linalg.chunks import at_least
 from geomtraj.operators import Hessian, check_derivatives, with_remark
 from geomtraj.operators.base import SymmetricOperator
 from geomtraj.problem import Problem
+from geomtraj.status import Code, Remark, Status
 
 EXACT_UP_TO = 4
 """\"auto\" is exact where P is at most this many times `samples`."""
@@ -107,5 +108,5 @@ def _chosen(problem: Problem, theta: Tensor | None, samples: int, seed: int, max
         return probing(problem, samples, seed, theta)
     except ExamplesInteract as error:
         found = xdiag(Hessian(problem, theta), samples, seed)
-        status = "" if found.status == "ok" else f"; {found.status}"
-        return replace(found, status=f"xdiag in place of probing: {error}{status}")
+        replaced = Remark(Code.REPLACED, f"xdiag in place of probing: {error}")
+        return replace(found, status=Status([replaced, *Status.read(found.status).remarks]))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from geomtraj.blocks import Blocks
+from geomtraj.display import clipped, html_table
 from geomtraj.layout import Layout
+from geomtraj.status import Code, Remark, Status
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Part:
     dof: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Diagonal:
     """The diagonal of a curvature matrix.
 
@@ -45,7 +49,7 @@ class Diagonal:
             for each parameter.)
         method: The method that made it; what "auto" chose.
         cost: Products and seconds.
-        status: "ok", or per block what is wrong with it.
+        status: "ok", or what is wrong, a `Status`: its remarks name the parameter or block that they are about.
         dof: Degrees of freedom of each standard error (P,), from how the spreads of its parts differ (Satterthwaite);
             infinite where an entry is exact. None if unknown.
         gauss_newton: The diagonal of J^T (d2L/dz2) J, z the model's output; None by "hutchinson" and "xdiag" and where
@@ -69,6 +73,19 @@ class Diagonal:
         if isinstance(self.blocks, Layout):
             object.__setattr__(self, "blocks", Blocks(self.blocks))
 
+    def __repr__(self) -> str:
+        made = f"{self.method}, {self.cost.matvecs} products, {self.cost.seconds:.3g} s"
+        return f"Diagonal({self.values.numel()} entries in {len(self.blocks)} blocks; {made}; {clipped(self.status)})"
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for name in self.blocks:
+            values, sem = (part.double().reshape(-1) for part in self.block(name))
+            root = [float(part.square().mean().sqrt()) if part.numel() else math.nan for part in (values, sem)]
+            rows.append((name, values.numel(), *root))
+        caption = f"Diagonal by {self.method}: {self.status}"
+        return html_table(caption, ("block", "entries", "root mean square", "of its standard errors"), rows)
+
     def block(self, name: str) -> tuple[Tensor, Tensor]:
         """Entries and standard errors of one block or parameter, each in its own shape.
 
@@ -79,13 +96,13 @@ class Diagonal:
         return block.take(self.values).reshape(block.shape), block.take(self.sem).reshape(block.shape)
 
 
-def describe(values: Tensor, blocks: Blocks, remark: str = "") -> str:
-    """The status of a diagonal (P,): "ok", or the remark and each block's number of entries that are not finite."""
-    remarks = [remark] if remark else []
-    finite = torch.isfinite(values)
+def describe(values: Tensor, blocks: Blocks, remarks: Iterable[Remark] = ()) -> Status:
+    """The status of a diagonal (P,): the remarks, and each block's number of entries that are not finite."""
+    remarks, finite = list(remarks), torch.isfinite(values)
     if not finite.all():
         for name, block in blocks.items():
             bad = block.size - int(block.take(finite).sum())
             if bad:
-                remarks.append(f"{bad} of {block.size} entries of {name} are not finite")
-    return "; ".join(remarks) or "ok"
+                text = f"{bad} of {block.size} entries of {name} are not finite"
+                remarks.append(Remark(Code.NOT_FINITE, text, name))
+    return Status(remarks)

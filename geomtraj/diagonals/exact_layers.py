@@ -20,6 +20,7 @@ from geomtraj.layers.graph import LossGraph
 from geomtraj.layers.probe_groups import ProbeGroup, probe_groups
 from geomtraj.operators.hessian import Hessian
 from geomtraj.problem import Problem
+from geomtraj.status import Code, Remark
 
 WHOLE = "a product with the whole Hessian for each entry"
 TRIED_FROM = 4 * WIDTH
@@ -64,13 +65,13 @@ def exact_by_layer(problem: Problem, theta: Tensor | None = None, *, max_seconds
     why = next((reason for reason, _ in told if reason), "")
     if sums is None or why:
         found = exact(Hessian(problem, theta), max_seconds=max_seconds)
-        remark = f"{WHOLE}, since {why}"
-        return replace(found, status=describe(found.values, problem.blocks, remark))
+        remark = Remark(Code.NOTE, f"{WHOLE}, since {why}")
+        return replace(found, status=describe(found.values, problem.blocks, [remark]))
     entries = over_ranks(problem, sums)
     names = [name for name in problem.layout if any(name in unexplained for _, unexplained in told)]
     products = sums.products + _take_whole(problem, theta, names, entries, max_seconds)
-    remark = "; ".join(f"{name}: {WHOLE}" for name in names)
-    return entries.diagonal(problem, "exact", Cost(products, time.perf_counter() - start), remark)
+    remarks = [Remark(Code.NOTE, f"{name}: {WHOLE}", name) for name in names]
+    return entries.diagonal(problem, "exact", Cost(products, time.perf_counter() - start), remarks)
 
 
 def _take_whole(problem: Problem, theta: Tensor, names: list[str], entries: Entries, max_seconds: float) -> int:

@@ -10,6 +10,7 @@ from geomtraj.diagonals.base import Cost, Diagonal, describe
 from geomtraj.linalg.chunks import at_least, chunk_widths
 from geomtraj.operators.base import SymmetricOperator
 from geomtraj.seeding import generator, rademacher
+from geomtraj.status import Code, Remark
 
 
 def hutchinson(operator: SymmetricOperator, samples: int = 64, seed: int = 0) -> Diagonal:
@@ -44,9 +45,10 @@ def hutchinson(operator: SymmetricOperator, samples: int = 64, seed: int = 0) ->
         mean += shift * (width / (done + width))
         done += width
     if samples > 1:
-        sem, remark = (squares / (samples * (samples - 1))).sqrt(), ""
+        sem, remarks = (squares / (samples * (samples - 1))).sqrt(), []
     else:
-        sem, remark = torch.full_like(mean, torch.nan), "one sample gives no standard errors: use at least two"
-    status = describe(mean, operator.blocks, remark)
+        sem = torch.full_like(mean, torch.nan)
+        remarks = [Remark(Code.FEW_SAMPLES, "one sample gives no standard errors: use at least two")]
+    status = describe(mean, operator.blocks, remarks)
     cost = Cost(operator.matvecs - before, time.perf_counter() - start)
     return Diagonal(mean, sem, operator.blocks, "hutchinson", cost, status, torch.full_like(mean, samples - 1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,6 +17,7 @@ from geomtraj.diagonals.sampling import Sampling
 from geomtraj.errors import ExamplesInteract
 from geomtraj.layers.batches import Batch, batches
 from geomtraj.problem import Problem
+from geomtraj.status import Code, Remark
 
 
 class Method(ABC):
@@ -25,10 +26,12 @@ class Method(ABC):
     Attributes:
         name: Of the method.
         sampling: How many random vectors it takes.
+        remarks: What is to be said of all entries, once the batches are done.
     """
 
     name: str
     sampling: Sampling
+    remarks: Sequence[str] = ()
 
     @abstractmethod
     def explained(self, batch: Batch) -> list[Estimator]:
@@ -73,11 +76,12 @@ def estimated(problem: Problem, theta: Tensor | None, method: Method) -> Diagona
         sums = over_batches(problem, theta, method)
     except ExamplesInteract as error:
         raise ExamplesInteract(f"{error}, or take method 'xdiag' or 'exact'.") from None
-    remarks = [f"{name}: {how}" for name, how in sums.unexplained.items()]
+    remarks = [Remark(Code.NOTE, text) for text in dict.fromkeys(method.remarks)]
+    remarks += [Remark(Code.NOTE, f"{name}: {how}", name) for name, how in sums.unexplained.items()]
     if method.sampling.samples == 1:
-        remarks.append("one sample gives no standard errors: use at least two")
+        remarks.append(Remark(Code.FEW_SAMPLES, "one sample gives no standard errors: use at least two"))
     cost = Cost(round(sums.products / max(sums.batches, 1)), sums.seconds)
-    return over_ranks(problem, sums).diagonal(problem, method.name, cost, "; ".join(remarks))
+    return over_ranks(problem, sums).diagonal(problem, method.name, cost, remarks)
 
 
 def over_batches(problem: Problem, theta: Tensor | None, method: Method) -> Sums:
@@ -87,7 +91,7 @@ def over_batches(problem: Problem, theta: Tensor | None, method: Method) -> Sums
         ExamplesInteract: Examples depend on each other.
     """
     start = time.perf_counter()
-    sums = Sums(Parts(problem.layout, problem.device))
+    sums = Sums(Parts.of(problem.layout, problem.device))
     with batches(problem, theta) as found:
         for batch in found:
             estimators = method.explained(batch)
@@ -125,10 +129,10 @@ class Entries:
             part.sem[place] = 0.0 if known else torch.nan
             part.dof[place] = torch.inf if known else torch.nan
 
-    def diagonal(self, problem: Problem, method: str, cost: Cost, remark: str) -> Diagonal:
+    def diagonal(self, problem: Problem, method: str, cost: Cost, remarks: Sequence[Remark]) -> Diagonal:
         """The diagonal, with its parts unless no entry was taken apart."""
         apart = not bool(self.gauss_newton.values.isnan().all() & self.residual.values.isnan().all())
-        total, status = self.total, describe(self.total.values, problem.blocks, remark)
+        total, status = self.total, describe(self.total.values, problem.blocks, remarks)
         return Diagonal(
             total.values, total.sem, problem.blocks, method, cost, status, total.dof,
             self.gauss_newton if apart else None, self.residual if apart else None,

@@ -12,6 +12,7 @@ from geomtraj.diagonals.exact import exact
 from geomtraj.linalg.chunks import at_least, products
 from geomtraj.operators.base import SymmetricOperator
 from geomtraj.seeding import generator, rademacher
+from geomtraj.status import Code, Remark
 
 
 def xdiag(operator: SymmetricOperator, samples: int = 64, seed: int = 0) -> Diagonal:
@@ -54,8 +55,8 @@ def xdiag(operator: SymmetricOperator, samples: int = 64, seed: int = 0) -> Diag
         values, sem = leave_one_out(operator, signs, images)
     else:
         values, sem = (signs * images).mean(1), torch.full((size,), torch.nan).to(like)
-    remark = "one sign vector gives no standard errors: use at least 4 samples" if count == 1 else ""
-    status = describe(values, operator.blocks, remark)
+    few = Remark(Code.FEW_SAMPLES, "one sign vector gives no standard errors: use at least 4 samples")
+    status = describe(values, operator.blocks, [few] if count == 1 else [])
     cost = Cost(operator.matvecs - before, time.perf_counter() - start)
     return Diagonal(values, sem, operator.blocks, "xdiag", cost, status, torch.full_like(values, count - 1))
 

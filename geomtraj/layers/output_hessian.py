@@ -70,11 +70,13 @@ class OutputSplit(NamedTuple):
         output: z, (B, ...).
         output_hessian: Factor of the loss's second derivative by z.
         residuals: Gradients of <g, z> by the inputs, in the graph, g the loss's gradient by z held fixed.
+        gradient: g.
     """
 
     output: Tensor
     output_hessian: OutputHessian
     residuals: list[Tensor]
+    gradient: Tensor
 
 
 def split_at_output(
@@ -101,7 +103,7 @@ def split_at_output(
     if len(through) < len(residuals):
         return None
     factor = output_hessian(z, g)
-    return None if factor is None else OutputSplit(z, factor, through)
+    return None if factor is None else OutputSplit(z, factor, through, g.detach())
 
 
 def output_hessian(z: Tensor, gradient: Tensor) -> OutputHessian | None:

@@ -91,6 +91,11 @@ class ExampleAxis:
         """The examples as axis 0, the other parts of their axis behind."""
         return tensor.unflatten(self.axis, (self.before, self.examples, self.after)).movedim(self.axis + 1, 0)
 
+    def placed(self, rows: Tensor, shape: Sequence[int]) -> Tensor:
+        """The inverse of `first` with all that is behind the examples in one axis: rows (B, n) in a tensor's shape."""
+        sizes = [*shape[: self.axis], self.before, self.after, *shape[self.axis + 1 :]]
+        return rows.reshape(self.examples, *sizes).movedim(0, self.axis + 1).flatten(self.axis, self.axis + 2)
+
     def positions(self, tensor: Tensor, trailing: int = 1) -> Tensor:
         """The tensor as (B, T, ...): all but the last `trailing` axes merged into positions T."""
         tensor = self.first(tensor)

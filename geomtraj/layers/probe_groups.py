@@ -61,6 +61,11 @@ class ProbeGroup:
         (number,) = self.taps
         return self.graph.maps(number)
 
+    def name_of(self, part: SharedEntries) -> str:
+        """The parameter that a part belongs to."""
+        number, use = part.places[0]
+        return self.graph.taps[number].uses[use].name
+
     def width(self, most: int) -> int:
         """How many vectors to treat side by side, at least two for a spread; the same for all batches."""
         return 2 if any(self._columns(p) > WIDE for p in self.shared_entries if not self.positions_decouple) else most

@@ -9,7 +9,7 @@ parameters are all treated alike.
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -155,6 +155,24 @@ class Tracer(TorchFunctionMode):
             uses: list[ParameterUse] = [ParameterUse(traced.name, index, traced.scale, "scale")]
             return self.add(value, uses, lead=len(shape) - index.dim())
         return self._perturbed(TracedTensor(value, traced.name, traced.index.expand(shape), traced.scale))
+
+
+class Replayer(Tracer):
+    """A tracer of another pass over the same batch, with given perturbations in the place of new ones.
+
+    Args:
+        parameters: As before.
+        rules: As before.
+        perturbations: One for each tap of the first pass, in its order.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor], rules: Rules, perturbations: Iterable[Tensor]):
+        super().__init__(parameters, rules)
+        self._perturbations = iter(perturbations)
+
+    def add(self, output: Tensor, uses: list[ParameterUse], unit_axis: int = -1, lead: int | None = None) -> Tensor:
+        """The output plus the next perturbation."""
+        return output + next(self._perturbations)
 
 
 def _opened(func: Any) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from geomtraj.display import clipped, html_table
 from geomtraj.errors import InputError, unknown_name
 from geomtraj.linalg.chunks import at_least
 from geomtraj.linalg.ends import ENDS, best, sort_for_output
@@ -16,7 +17,7 @@ from geomtraj.linalg.search import NON_FINITE, Search, at_rounding, tolerances
 from geomtraj.operators.base import SymmetricOperator
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Eigenpairs:
     """Extreme eigenpairs, in the order that `eigsh` gives for `which`.
 
@@ -36,6 +37,16 @@ class Eigenpairs:
     converged: Tensor
     matvecs: int
     status: str = "ok"
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{float(v):.4g}" for v in self.values[:5]) + (", ..." if len(self.values) > 5 else "")
+        done = f"{int(self.converged.sum())} of {len(self.converged)} converged"
+        return f"Eigenpairs({shown}; {done}, {self.matvecs} products; {clipped(self.status)})"
+
+    def _repr_html_(self) -> str:
+        rows = zip(self.values.tolist(), self.residuals.tolist(), self.converged.tolist(), strict=True)
+        caption = f"{len(self.values)} eigenpairs, {self.matvecs} products: {self.status}"
+        return html_table(caption, ("eigenvalue", "residual", "converged"), rows)
 
 
 def eigsh(

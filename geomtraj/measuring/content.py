@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from geomtraj.trajectory import Iterate
-from geomtraj.trajectory.store import iterate_path
+from geomtraj.trajectory import Iterate, Trajectory
 from geomtraj.trees import is_dense, plain_parts
 
 SETTLED_SECONDS = 2.0
@@ -59,17 +56,14 @@ class Seen:
 
     @classmethod
     def from_json(cls, content: list[Any]) -> Seen:
-        """The record that `to_json` wrote."""
+        """The record that `to_json` wrote.
+
+        Raises:
+            ValueError: It is none.
+        """
+        if type(content) is not list or [type(part) for part in content] not in ([str], [str, int, int]):
+            raise ValueError(f"one of its iterates is {content!r:.40}")
         return cls(content[0], (content[1], content[2]) if len(content) > 1 else None)
-
-
-def stamp_of(folder: Path, step: int) -> tuple[int, int] | None:
-    """Size and time stamp of an iterate's file; None where there is none."""
-    try:
-        status = os.stat(iterate_path(folder, step))
-    except OSError:
-        return None
-    return status.st_size, status.st_mtime_ns
 
 
 def settled(stamp: tuple[int, int] | None) -> tuple[int, int] | None:
@@ -77,9 +71,9 @@ def settled(stamp: tuple[int, int] | None) -> tuple[int, int] | None:
     return stamp if stamp is not None and time.time() - stamp[1] / 1e9 > SETTLED_SECONDS else None
 
 
-def still(seen: Mapping[int, Seen], folder: Path, step: int) -> str | None:
+def still(seen: Mapping[int, Seen], trajectory: Trajectory, step: int) -> str | None:
     """The content of an iterate whose file has not changed since it was seen; None where it has to be read."""
     known = seen.get(step)
-    if known is None or known.stamp is None or known.stamp != stamp_of(folder, step):
+    if known is None or known.stamp is None or known.stamp != trajectory.stamp(step):
         return None
     return known.content

@@ -24,7 +24,7 @@ from typing import Any
 from geomtraj.errors import TrajectoryError
 from geomtraj.measuring.arrays import Arrays
 from geomtraj.measuring.record import Measurement, NewerFormat, from_text, to_text
-from geomtraj.trajectory.files import write_bytes
+from geomtraj.trajectory.files import NO_FILE_OF_OURS, read_bytes, write_bytes
 
 FOLDER = "results"
 PACK_FROM = 1000
@@ -142,13 +142,13 @@ def read_stored(folder: Path, keys: Collection[str] | None = None) -> Stored:
         TrajectoryError: A result is of a newer format, or a file cannot be read.
     """
     for _ in range(5):
-        with suppress(FileNotFoundError), _no_collection():  # another process may pack the files meanwhile
+        with suppress(FileNotFoundError), no_collection():  # another process may pack the files meanwhile
             return _scanned(folder, None if keys is None else set(keys))
     raise TrajectoryError(f"{folder / FOLDER} changes all the time: wait until the other process is done.")
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
     """No search for garbage: every record that is read would set off another one, half of the time in all."""
     was = gc.isenabled()
     gc.disable()
@@ -188,10 +188,14 @@ def _scanned(folder: Path, keys: set[str] | None) -> Stored:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_bytes(path)
     except FileNotFoundError:
+        if path.is_symlink():  # to nothing: as good as damaged
+            return b""
         raise
     except OSError as error:
+        if error.errno in NO_FILE_OF_OURS:  # as good as damaged
+            return b""
         raise TrajectoryError(f"cannot read {path} ({error.strerror}): make it readable or delete it.") from error
 
 
@@ -208,9 +212,11 @@ def _whole(text: bytes, path: Path) -> Measurement | None:
 def listed(folder: Path) -> tuple[list[tuple[int, str, Path]], list[Path]]:
     """The results in files of their own, as step, key and path, and the packs, later ones last."""
     try:
-        names = sorted(entry.name for entry in os.scandir(folder / FOLDER) if entry.is_file(follow_symlinks=False))
+        names = sorted(os.listdir(folder / FOLDER))
     except (FileNotFoundError, NotADirectoryError):
         return [], []
+    except OSError as error:
+        raise TrajectoryError(f"cannot read {folder / FOLDER} ({error.strerror}): make it readable.") from error
     own = [(int(m[1]), m[2], folder / FOLDER / name) for name in names if (m := _OWN.fullmatch(name))]
     packs = [(int(m[1]), name) for name in names if (m := _PACK.fullmatch(name))]
     return own, [folder / FOLDER / name for _, name in sorted(packs)]

@@ -17,7 +17,7 @@ from geomtraj.measuring.folder import key, read_one
 from geomtraj.measuring.record import Measurement
 from geomtraj.problem import Problem
 from geomtraj.statistics import Point, Statistic
-from geomtraj.trajectory import Iterate, Trajectory, model_state
+from geomtraj.trajectory import Iterate, Trajectory
 from geomtraj.updates import FACTORIES, GroupState, group_states, next_update, planned
 
 
@@ -28,17 +28,7 @@ class Job(Protocol):
     fingerprint: str
     folder: Path | None
     factories: dict[str, Any]
-
-
-def put_into(problem: Problem, trajectory: Trajectory, iterate: Iterate) -> None:
-    """The iterate's parameters and buffers, the frozen and tied ones included, into the problem's model.
-
-    Raises:
-        TrajectoryError: The trajectory is of another model; nothing is changed then.
-    """
-    content = {"parameters": iterate.parameters, "buffers": iterate.buffers}
-    model_state.check_same_model(problem.model, content, trajectory.path)
-    model_state.restore(problem.model, content)
+    cache: dict[Any, Any]
 
 
 class Place:
@@ -51,12 +41,22 @@ class Place:
 
     Attributes:
         iterate: The iterate.
-        trajectory: All iterates that were recorded, whichever of them are measured.
     """
 
     def __init__(self, job: Job, iterate: Iterate, content: str):
         self._job, self.iterate, self.content = job, iterate, content
-        self.trajectory = _whole(job.trajectory)
+
+    @property
+    def cache(self) -> dict[Any, Any]:
+        """What all points of one call of `measure` share in one process."""
+        return self._job.cache
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """All iterates that were recorded, whichever of them are measured."""
+        if "whole" not in self.cache:
+            self.cache["whole"] = _whole(self._job.trajectory)
+        return self.cache["whole"]
 
     @cached_property
     def before(self) -> Iterate | None:
@@ -98,7 +98,7 @@ class Place:
         if self.before is None:
             raise InputError(f"there is no iterate before that of step {self.iterate.step}.")
         with preserved_state(problem.model):
-            put_into(problem, self._job.trajectory, self.before)
+            self._job.trajectory.put_into(problem.model, self.before)
             yield Point(problem, history=Place(self._job, self.before, content_of(self.before)))
 
 

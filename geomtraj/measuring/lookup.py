@@ -13,7 +13,6 @@ from geomtraj.isolation import one_at_a_time, preserved_state
 from geomtraj.measuring.code import code_of, failure_code
 from geomtraj.measuring.content import content_of, still
 from geomtraj.measuring.folder import Stored, counted, key, read_stored
-from geomtraj.measuring.history import put_into
 from geomtraj.measuring.record import Measurement, NewerFormat
 from geomtraj.measuring.summary import Summary, keys_of_format_1, read_summary
 from geomtraj.measuring.unit import Job, Unit
@@ -86,7 +85,7 @@ def look_up(folder: Path, job: Job, again: bool) -> Lookup:
     seen = lookup.summary.iterates if lookup.summary else {}
     told: Counter[str] = Counter()
     for step in job.trajectory.steps:
-        content = still(seen, job.trajectory.path, step)
+        content = still(seen, job.trajectory, step)
         for name in job.statistics:
             m = stored.results.get((step, keys[name]))
             why = "" if m is None else _doubt(m, job, content, again)
@@ -154,7 +153,7 @@ def loss_holds(job: Job, stored: list[Measurement]) -> bool:
             if content_of(iterate) != m.iterate:
                 continue
             with preserved_state(job.problem.model):
-                put_into(job.problem, job.trajectory, iterate)
+                job.trajectory.put_into(job.problem.model, iterate)
                 if not same_loss(m.quantities["loss"].value, float(job.problem.loss())):
                     return False
     return True

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from geomtraj.display import clipped, html_table, interval
 from geomtraj.errors import InputError, TrajectoryError
 from geomtraj.measuring.arrays import Arrays, table_of
 from geomtraj.statistics.base import Quantity
 from geomtraj.status import OK, Code, Status
+from geomtraj.trajectory.files import read_bytes
 
 FORMAT_VERSION = 2
 """2: strict JSON on one line, with a checksum and the content of the iterate; 1: neither of them."""
@@ -26,7 +28,7 @@ _HEX = 64
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Measurement:
     """One statistic at one iterate.
 
@@ -81,6 +83,16 @@ class Measurement:
         own = self.own_statuses()
         return Status.read(own.get(label, OK)) if own else Status.read(self.status).of(label)
 
+    def __repr__(self) -> str:
+        first = next((f", {name} {q.value:.4g}" for name, q in self.quantities.items()), "")
+        more = f" and {len(self.quantities) - 1} more" if len(self.quantities) > 1 else ""
+        return f"Measurement({self.statistic} at step {self.step}{clipped(first)}{more}; {clipped(self.status)})"
+
+    def _repr_html_(self) -> str:
+        rows = [(name, q.value, interval(q.low, q.high), self.status_of(name)) for name, q in self.quantities.items()]
+        caption = f"{self.statistic} at step {self.step}: {self.status}"
+        return html_table(caption, ("label", "value", "95 % interval", "status"), rows)
+
     def to_json(self) -> dict[str, Any]:
         """The record in JSON's types; numbers that are not finite are "NaN", "Infinity" and "-Infinity".
 
@@ -129,7 +141,7 @@ def _record(content: dict[str, Any]) -> Measurement:
     fields: dict[str, Any] = {}
     for name, kinds in _TYPES.items():
         value = content.get(name)
-        if type(value) in kinds:
+        if type(value) in kinds and not (type(value) is int and abs(value) >= 2**63):
             fields[name] = value
         elif name in content:
             raise TrajectoryError(f"its {name!r} is {value!r:.40}")
@@ -143,7 +155,23 @@ def _record(content: dict[str, Any]) -> Measurement:
             raise TrajectoryError(f"its 'remarks' are {content['remarks']!r:.40}") from None
     if "arrays" in content:
         fields["arrays"] = Arrays(table=table_of(content["arrays"]))
+    _check_made(fields.get("made", {}))
     return Measurement(**fields)
+
+
+_MADE = {"problem": str, "threads": int, "checked": bool, "code": str, "failure": dict, "blocks": dict}
+
+
+def _check_made(made: dict[str, Any]) -> None:
+    """Look at what of `made` is used later, before it is."""
+    for name, kind in _MADE.items():
+        if name in made and type(made[name]) is not kind:
+            raise TrajectoryError(f"its 'made' has {name!r} {made[name]!r:.40}")
+    if "failure" in made and not {"again", "code"} <= made["failure"].keys():
+        raise TrajectoryError(f"its 'made' has 'failure' {made['failure']!r:.40}")
+    for block in made.get("blocks", {}).values():
+        if not (type(block) is list and len(block) == 2 and type(block[0]) is str and type(block[1]) is list):
+            raise TrajectoryError(f"its 'made' has the block {block!r:.40}")
 
 
 def _quantity(label: str, content: Any) -> Quantity:
@@ -178,12 +206,18 @@ def from_text(text: bytes) -> Measurement:
     whole = text.startswith(_START) and text[end : end + len(_END)] == _END
     if not whole or hashlib.sha256(body).hexdigest().encode() != text[len(_START) : end]:
         return _without_checksum(text)
-    content = json.loads(body.decode())
-    if content["format_version"] > FORMAT_VERSION:
-        raise NewerFormat(content["format_version"])
-    if b'NaN"' in body or b'Infinity"' in body:  # else there is nothing to look for
-        content = numbers(content)
-    return _record(content)
+    try:
+        content = json.loads(body.decode())
+        version = content.get("format_version") if isinstance(content, dict) else None
+        if type(version) is not int:
+            raise TrajectoryError("it has no format_version")
+        if version > FORMAT_VERSION:
+            raise NewerFormat(version)
+        if b'NaN"' in body or b'Infinity"' in body:  # else there is nothing to look for
+            content = numbers(content)
+        return _record(content)
+    except (ValueError, RecursionError):
+        raise TrajectoryError("its text is no record") from None
 
 
 def _without_checksum(text: bytes) -> Measurement:
@@ -195,7 +229,7 @@ def _without_checksum(text: bytes) -> Measurement:
     version = content.get("format_version") if isinstance(content, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise NewerFormat(version)
-    if version != 1 or "sha256" in content:
+    if version != 1 or "sha256" in content or "iterate" in content:
         raise TrajectoryError("its checksum does not hold")
     return _record(content)
 
@@ -204,7 +238,10 @@ class NewerFormat(TrajectoryError):
     """A result that a later geomtraj wrote."""
 
     def __init__(self, version: object, what: str = "it"):
-        super().__init__(f"{what} has result format {version!r}, newer than this geomtraj reads: upgrade geomtraj")
+        super().__init__(
+            f"{what} has result format {version!r}, newer than this geomtraj reads: upgrade geomtraj, or delete it if "
+            "none wrote it"
+        )
 
 
 def read_measurement(path: Path) -> Measurement:
@@ -214,7 +251,7 @@ def read_measurement(path: Path) -> Measurement:
         TrajectoryError: The file is missing, damaged, or of a newer format.
     """
     try:
-        return from_text(path.read_bytes())
+        return from_text(read_bytes(path))
     except OSError as error:
         raise TrajectoryError(f"cannot read {path} ({error.strerror}): measure again.") from error
     except NewerFormat as error:

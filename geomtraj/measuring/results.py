@@ -7,15 +7,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from geomtraj.display import html_table
 from geomtraj.errors import TrajectoryError, unknown_name
 from geomtraj.measuring.content import Seen, content_of, still
-from geomtraj.measuring.folder import FOLDER, counted, key_of, read_stored
+from geomtraj.measuring.folder import FOLDER, counted, key_of, no_collection, read_stored
 from geomtraj.measuring.record import Measurement, read_measurement
 from geomtraj.measuring.summary import NAME, keys_of_format_1, read_summary
 from geomtraj.spreadsheets import dataframe
 from geomtraj.statistics.base import Quantity
 from geomtraj.trajectory import Trajectory
-from geomtraj.trajectory.log import read_log
+from geomtraj.trajectory.log import inspect_log
 from geomtraj.trajectory.manifest import read_manifest
 from geomtraj.trajectory.store import stored_steps
 
@@ -63,6 +64,9 @@ class Results:
         self.measurements = sorted(measurements, key=lambda m: (m.step, m.statistic))
         self.log = log or []
         self.remarks = list(remarks)
+        self._of: dict[str, list[Measurement]] = {}
+        for m in self.measurements:
+            self._of.setdefault(m.statistic, []).append(m)
 
     @property
     def meta(self) -> dict[str, Any]:
@@ -77,7 +81,7 @@ class Results:
     @property
     def statistics(self) -> list[str]:
         """Names of the statistics there are."""
-        return sorted({m.statistic for m in self.measurements})
+        return sorted(self._of)
 
     @property
     def steps(self) -> list[int]:
@@ -90,16 +94,23 @@ class Results:
     def __repr__(self) -> str:
         return f"Results({str(self.path)!r}, {len(self.steps)} iterates, {', '.join(self.statistics)})"
 
+    def _repr_html_(self) -> str:
+        rows = []
+        for name in self.statistics:
+            found = self.of(name)
+            remarks = sum(m.status != "ok" for m in found)
+            rows.append((name, len(found), len(self.labels(name)), remarks, sum(m.matvecs for m in found)))
+        return html_table(repr(self), ("statistic", "iterates", "quantities", "with a remark", "products"), rows)
+
     def of(self, statistic: str) -> list[Measurement]:
         """The measurements of one statistic, ordered by step.
 
         Raises:
             InputError: It was not measured.
         """
-        found = [m for m in self.measurements if m.statistic == statistic]
-        if not found:
+        if statistic not in self._of:
             raise unknown_name(f"measured statistic in {self.path}", statistic, self.statistics)
-        return found
+        return list(self._of[statistic])
 
     def labels(self, statistic: str) -> list[str]:
         """Labels of a statistic's quantities, in the order of their first appearance."""
@@ -136,6 +147,7 @@ class Results:
         return dataframe(COLUMNS, self.rows())
 
     @classmethod
+    @no_collection()
     def load(cls, path: str | Path) -> Results:
         """The measurements that `measure` made or found for the problem it was called with last.
 
@@ -168,7 +180,8 @@ class Results:
             found = [m for m in found if m.iterate == others.get(m.step, m.iterate)]
         for sentence in remarks:
             _LOG.warning(sentence)
-        return cls(path, manifest, found, read_log(folder), remarks)
+        reading = inspect_log(folder)
+        return cls(path, manifest, found, reading.logged(), remarks + reading.warn(folder))
 
 
 def _left_out(path: Path, found: list[Measurement], others: Mapping[int, str]) -> list[str]:
@@ -196,7 +209,7 @@ def of_other_iterates(folder: Path, seen: Mapping[int, Seen], found: list[Measur
         if m.step not in recorded or trajectory is None:
             continue
         if m.step not in now:
-            now[m.step] = still(seen, folder, m.step) or _content(trajectory, m.step)
+            now[m.step] = still(seen, trajectory, m.step) or _content(trajectory, m.step)
         if now[m.step] != m.iterate:
             others[m.step] = now[m.step]
     return others

@@ -20,6 +20,7 @@ from geomtraj.measuring.lookup import Lookup, look_up, loss_holds, other_iterate
 from geomtraj.measuring.progress import Bar, Pace, in_words, widths
 from geomtraj.measuring.record import Measurement
 from geomtraj.measuring.results import Results
+from geomtraj.measuring.sending import check_logger, send
 from geomtraj.measuring.summary import Summary, read_summary, write_summary
 from geomtraj.measuring.unit import Job, Read, Unit, at_iterate
 from geomtraj.measuring.workers import executor_of, in_executor, split
@@ -45,6 +46,7 @@ def measure(
     max_seconds: float | None = None,
     out: str | Path | None = None,
     retry: bool = False,
+    logger: Any = None,
 ) -> Results:
     """Statistics of the local geometry at every iterate, stored in the trajectory's folder one by one.
 
@@ -73,6 +75,8 @@ def measure(
         max_seconds: After so many seconds nothing begins any more; what is done is stored, and what is left is said.
         out: Folder for the results, where the trajectory's own is not to be written; pass it to `Results.load`.
         retry: Whether to measure again where a statistic raised an error.
+        logger: An object with `log(numbers, step=step)`, such as a run of wandb or trackio, that is handed all results
+            at the end, in the order of steps.
 
     Returns:
         The results of all iterates, those found and those made.
@@ -87,6 +91,7 @@ def measure(
         trajectory = Trajectory(trajectory)
     if not isinstance(problem, Problem):
         raise InputError(f"measure(trajectory, problem) needs a gt.Problem, not {type(problem).__name__}.")
+    check_logger(logger)
     chosen = {s.name: s for s in resolve([Loss(), *resolve(statistics, settings)])}
     check_needs(trajectory, chosen.values())
     folder = trajectory.path if out is None else Path(out)
@@ -95,7 +100,10 @@ def measure(
     pace = Pace(Counter(name for _, name in lookup.missing), max_seconds)
     run.measure(lookup, executor_of(executor), pace, progress)
     run.close(lookup.summary)
-    return Results(folder, trajectory.manifest, run.found, trajectory.log, run.remarks)
+    results = Results(folder, trajectory.manifest, run.found, trajectory.log, run.remarks)
+    if logger is not None and problem.rank == 0:
+        send(results, logger)
+    return results
 
 
 class _Run:
@@ -150,6 +158,7 @@ class _Run:
 
     def _check_folder(self) -> None:
         if self.folder == self.trajectory.path:
+            self.trajectory.prepare(self.problem.model)
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

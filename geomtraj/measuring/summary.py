@@ -58,13 +58,28 @@ def read_summary(folder: Path) -> Summary | None:
     version = content.get("format_version", 1)
     if version == 1 and isinstance(content.get("keys"), list):
         return None
-    if not isinstance(version, int) or version > FORMAT_VERSION:
+    if type(version) is int and version > FORMAT_VERSION:
         raise NewerFormat(version, str(path))
-    if content.pop("sha256", None) != _checksum(content):
+    try:
+        if content.pop("sha256", None) != _checksum(content):
+            raise ValueError("its checksum does not hold")
+        return _from_json(content)
+    except (ValueError, RecursionError) as error:
         raise TrajectoryError(
-            f"{path} is damaged (its checksum does not hold): delete it and call gt.measure again, which finds the "
-            "stored results."
-        )
+            f"{path} is damaged ({error}): delete it and call gt.measure again, which finds the stored results."
+        ) from None
+
+
+_FIELDS = {"problem": str, "keys": dict, "iterates": dict, "trajectory": str, "manifest": dict}
+
+
+def _from_json(content: dict[str, Any]) -> Summary:
+    """The summary in what `write_summary` wrote; ValueError for anything else."""
+    for name, kind in _FIELDS.items():
+        if type(content.get(name)) is not kind:
+            raise ValueError(f"its {name} is {content.get(name)!r:.40}")
+    if not all(type(key) is str for key in content["keys"].values()):
+        raise ValueError("its keys are no texts")
     return Summary(
         content["problem"],
         content["keys"],

@@ -17,8 +17,8 @@ from geomtraj.failures import is_out_of_memory
 from geomtraj.isolation import in_plain_torch, one_at_a_time, preserved_state
 from geomtraj.measuring.arrays import Arrays
 from geomtraj.measuring.code import code_of, failure_code
-from geomtraj.measuring.content import Seen, content_of, settled, stamp_of
-from geomtraj.measuring.history import Place, put_into
+from geomtraj.measuring.content import Seen, content_of, settled
+from geomtraj.measuring.history import Place
 from geomtraj.measuring.record import Measurement, from_text, to_text
 from geomtraj.operators import with_remark
 from geomtraj.problem import Problem
@@ -39,6 +39,7 @@ class Job:
         fingerprint: Of the problem; it takes a pass over the batches to find it.
         folder: Where results are kept; None for nowhere.
         factories: Class name -> how to build an optimizer, as `geomtraj.updates.register_optimizer` was told.
+        cache: What points of this call share in one process.
     """
 
     trajectory: Trajectory
@@ -47,6 +48,7 @@ class Job:
     fingerprint: str
     folder: Path | None = None
     factories: dict[str, Any] = field(default_factory=dict)
+    cache: dict[Any, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def at_iterate(job: Job, unit: Unit) -> Generator[Read | Measurement, None, None
     """
     trajectory, problem, statistics = job.trajectory, job.problem, job.statistics
     with one_at_a_time():
-        stamp = settled(stamp_of(trajectory.path, unit.step))
+        stamp = settled(trajectory.stamp(unit.step))
         try:
             iterate = trajectory.at_step(unit.step)
         except DamagedFile as error:
@@ -107,7 +109,7 @@ def at_iterate(job: Job, unit: Unit) -> Generator[Read | Measurement, None, None
         if not (unit.missing or stale):
             return
         with preserved_state(problem.model):
-            put_into(problem, trajectory, iterate)
+            trajectory.put_into(problem.model, iterate)
             point = Point(problem, history=Place(job, iterate, content))
             made = made_by(job)
             blank = Measurement(unit.step, iterate.wall_time, "", {}, {}, made=made, iterate=content)

@@ -56,7 +56,8 @@ def report(
     Args:
         groups: Name of the optimizer -> the results of its runs, one per seed; the first is the one the others are
             compared with.
-        path: The page; `figures/` and `tables/` are written into its folder, which is made if it is not there.
+        path: The page; `figures/` and `tables/` go into a folder of its name beside it, `report_files/` for
+            `report.html`.
         title: Heading of the page.
         levels: How many losses to compare at.
 

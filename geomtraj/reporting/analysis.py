@@ -87,7 +87,7 @@ def analysis_page(path: str | Path, content: Content, problems: Sequence[str], p
             provenance={k: v if isinstance(v, str) else json.dumps(v, default=str) for k, v in provenance.items()},
         )
 
-    return write_page(Path(path), content.draws, files, html)
+    return write_page(Path(path), content.draws, files, html, Path(path).parent)
 
 
 def _cell(value: Any) -> str:

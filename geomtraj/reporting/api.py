@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from urllib.parse import quote
 
 from geomtraj.comparing.alignment import check_groups
 from geomtraj.errors import InputError
@@ -14,7 +15,7 @@ from geomtraj.reporting.data import gather, listed
 from geomtraj.reporting.figures import FIGURES
 from geomtraj.reporting.files import check_writable
 from geomtraj.reporting.page import contrast_file, page
-from geomtraj.reporting.pipeline import Draw, write_page
+from geomtraj.reporting.pipeline import Draw, Drawn, write_page
 
 
 def write_report(groups: Mapping[str, Sequence[Results]], path: str | Path, title: str | None, levels: int) -> Path:
@@ -31,6 +32,7 @@ def write_report(groups: Mapping[str, Sequence[Results]], path: str | Path, titl
         raise InputError(f"{path} is a folder: name the file of the page, such as {path / 'report.html'}.")
     check_writable(path)  # before minutes are spent
     data = gather(checked, levels)
+    assets = path.with_name(f"{path.stem}_files")  # so that two pages in one folder keep their own
     files = {f"tables/{contrast_file(*key)}": table.csv_text() for key, table in data.tables.items()}
     files |= {"tables/measurements.csv": runs.measurements_csv(data), "tables/runs.csv": runs.runs_csv(data)}
     heading = title or f"Terrain of {listed(checked)}"
@@ -39,4 +41,8 @@ def write_report(groups: Mapping[str, Sequence[Results]], path: str | Path, titl
         *(partial(draw, data) for draw in FIGURES),
         *(partial(every_label.draw, data, statistic=name) for name in others),
     ]
-    return write_page(path, draws, files, lambda figures, reasons: page(data, figures, reasons, heading))
+
+    def html(figures: list[Drawn], reasons: list[str]) -> str:
+        return page(data, figures, reasons, heading, quote(assets.name))
+
+    return write_page(path, draws, files, html, assets)

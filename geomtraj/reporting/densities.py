@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from geomtraj.errors import InputError
+from geomtraj.linalg.outliers import with_known_outliers
 from geomtraj.measuring.results import Measurement, Results
 from geomtraj.reporting.data import ReportData, ReportFigure, Skipped, listed, not_measured, seeds_text
 from geomtraj.reporting.style import EARLY_TO_LATE, WIDTH, legend, number, short
@@ -57,7 +58,8 @@ def draw(data: ReportData) -> ReportFigure | Skipped:
             ax.set_ylabel("density (share per unit of λ)")
     scale.apply(axes[0, 0], highest)
     caption = (
-        f"Density of the Hessian's eigenvalues by Lanczos quadrature, {seeds_text(groups)} (mean over seeds; the "
+        f"Density of the Hessian's eigenvalues by Lanczos quadrature with converged outliers at their known mass, "
+        f"{seeds_text(groups)} (mean over seeds; the "
         f"eigenvalue axis is linear between ±{number(scale.linear, 2)} and logarithmic beyond); the eigenvalues drawn "
         f"range from {number(scale.low)} to {number(scale.high)}."
     )
@@ -169,7 +171,11 @@ def _common(runs: list[Results]) -> list[int]:
 
 
 def _nodes(details: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """All probes' nodes and weights, shape (n,) each."""
+    """All probes' nodes and weights, shape (n,) each; converged outliers with the mass that they are known to have."""
+    ends = [(details.get(end, ()), details.get(f"{end}_residuals", ())) for end in ("top", "bottom")]
+    if details.get("size") and all(len(values) == len(residuals) for values, residuals in ends):
+        top, bottom = ((np.array(values), np.array(residuals)) for values, residuals in ends)
+        return with_known_outliers(details["nodes"], details["weights"], int(details["size"]), top=top, bottom=bottom)
     return (
         np.concatenate([np.ravel(x) for x in details["nodes"]]).astype(np.float64),
         np.concatenate([np.ravel(x) for x in details["weights"]]).astype(np.float64),

@@ -15,7 +15,7 @@ from geomtraj.reporting.style import number
 from geomtraj.reporting.template import render
 
 
-def page(data: ReportData, figures: list[Drawn], left_out: list[str], title: str) -> str:
+def page(data: ReportData, figures: list[Drawn], left_out: list[str], title: str, assets: str) -> str:
     """The HTML text.
 
     Args:
@@ -23,11 +23,13 @@ def page(data: ReportData, figures: list[Drawn], left_out: list[str], title: str
         figures: In the order of the page.
         left_out: Why figures are missing, one sentence each.
         title: Heading of the page.
+        assets: The folder of its figures and tables, as links name it.
     """
     return render(
         "page.html.j2",
         {"interval": interval},
         title=title,
+        assets=assets,
         names=list(data.everything),
         answers=summary.answers(data),
         no_answer=_no_answer(data),

@@ -16,15 +16,20 @@ Drawn = tuple[ReportFigure, str]
 
 
 def write_page(
-    path: Path, draws: Sequence[Draw], files: Mapping[str, str], html: Callable[[list[Drawn], list[str]], str]
+    path: Path,
+    draws: Sequence[Draw],
+    files: Mapping[str, str],
+    html: Callable[[list[Drawn], list[str]], str],
+    assets: Path,
 ) -> Path:
-    """Write a page with `figures/` and its files beside it.
+    """Write a page, its figures and its files.
 
     Args:
         path: The page; its folder is made if it is not there.
         draws: Functions that draw one figure each, or say why there is none.
-        files: Path below the page's folder -> text.
+        files: Path below `assets` -> text.
         html: The page's text, from the figures and the reasons why others are missing.
+        assets: The folder of `figures/` and the files.
 
     Raises:
         InputError: Something cannot be written.
@@ -37,8 +42,8 @@ def write_page(
             if isinstance(found, Skipped):
                 reasons.append(found.reason)
             else:
-                figures.append((found, base64.b64encode(write_drawing(found, path.parent / "figures")).decode("ascii")))
+                figures.append((found, base64.b64encode(write_drawing(found, assets / "figures")).decode("ascii")))
     for name, text in files.items():
-        write(path.parent / name, text.encode())
+        write(assets / name, text.encode())
     write(path, html(figures, reasons).encode())
     return path

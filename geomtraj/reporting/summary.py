@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from geomtraj.comparing import Comparison, Row, Table
 from geomtraj.comparing.primary import ABOVE, UNDECIDED, bracketed
+from geomtraj.inference.verdicts import Verdict
 from geomtraj.measuring.results import Results
 from geomtraj.reporting.data import ALL, ReportData
 from geomtraj.reporting.style import number
@@ -27,12 +28,14 @@ class Answer:
         verdict: In one sentence.
         numbers: What is behind it, one sentence each.
         side: "above", "below" or "undecided", where the verdict is a contrast's.
+        outcome: Whether the claim that is asked about holds, where there is one.
     """
 
     title: str
     verdict: str
     numbers: list[str]
     side: str = ""
+    outcome: Verdict | None = None
 
 
 def answers(data: ReportData) -> list[Answer]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from geomtraj.errors import InputError, unknown_name
+from geomtraj.plugins import announced
 from geomtraj.statistics.base import Outcome, Point, Quantity, Statistic
 from geomtraj.statistics.batch_sharpness import BatchSharpness
 from geomtraj.statistics.block_spectra import BlockSpectra
@@ -57,6 +58,66 @@ REGISTRY: dict[str, type[Statistic]] = {
 }
 
 
+def add(cls: type[Statistic], name: str | None = None) -> None:
+    """Make a statistic known by its name.
+
+    Raises:
+        InputError: It cannot be used, or the name is another's.
+    """
+    name = name or getattr(checked(cls), "name", None)
+    known = REGISTRY.get(str(name))
+    if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise InputError(f"there is a statistic {name!r} already ({known.__qualname__}): choose another name.")
+    if name != cls.name:
+        raise InputError(f"{cls.__name__} says that its name is {cls.name!r}: register it under that.")
+    REGISTRY[name] = cls
+
+
+def checked(cls: type[Statistic]) -> type[Statistic]:
+    """The class, if it can be made and named.
+
+    Raises:
+        InputError: It cannot.
+    """
+    for attribute in ("name", "title"):
+        if not isinstance(getattr(cls, attribute, None), str):
+            raise InputError(
+                f"the statistic {cls.__name__} has no {attribute}: write {attribute} = '...' in its class."
+            )
+    try:
+        cls()
+    except TypeError as error:
+        raise InputError(
+            f"the statistic {cls.__name__} cannot be made without arguments ({error}): define measure(self, point), "
+            "and give every setting a default."
+        ) from error
+    return cls
+
+
+def find(name: str) -> type[Statistic]:
+    """The statistic of that name, of this package, registered, or announced by another package.
+
+    Raises:
+        InputError: There is none.
+    """
+    return REGISTRY[name] if name in REGISTRY else _found(name)
+
+
+def everything() -> dict[str, type[Statistic]]:
+    """All statistics that there are, by name."""
+    for cls in announced("statistics").values():
+        if isinstance(cls, type) and issubclass(cls, Statistic) and cls.name not in REGISTRY:
+            add(cls)
+    return REGISTRY
+
+
+def _found(name: str) -> type[Statistic]:
+    known = everything()
+    if name not in known:
+        raise unknown_name("statistic", name, known)
+    return known[name]
+
+
 def resolve(
     statistics: Iterable[str | Statistic], settings: Mapping[str, Mapping[str, Any]] | None = None
 ) -> list[Statistic]:
@@ -74,9 +135,7 @@ def resolve(
     chosen: dict[str, Statistic] = {}
     for item in statistics:
         if isinstance(item, str):
-            if item not in REGISTRY:
-                raise unknown_name("statistic", item, REGISTRY)
-            item = REGISTRY[item]()
+            item = find(item)()
         elif not isinstance(item, Statistic):
             raise InputError(f"a statistic is a name or a Statistic, not {type(item).__name__}.")
         if chosen.get(item.name, item) != item:

@@ -85,6 +85,10 @@ class History(Protocol):
         """The `Trajectory`."""
 
     @property
+    def cache(self) -> dict[Any, Any]:
+        """What all points of one call of `measure` share in one process."""
+
+    @property
     def groups(self) -> list[Any]:
         """The optimizers' parameter groups: `kind`, `names`, `settings` and `state` by parameter."""
 
@@ -197,7 +201,7 @@ class Point:
         """
         return Hessian(self.problem, self.theta, WAY)
 
-    def eigenpairs(self, k: int, which: str = "LA", tol: float = 1e-4, seed: int = 0) -> Eigenpairs:
+    def eigenpairs(self, k: int, which: str = "LA", *, tol: float = 1e-4, seed: int = 0) -> Eigenpairs:
         """Extreme eigenpairs of the Hessian, as by `gt.eigsh`."""
         return self.shared("eigenpairs", lambda: eigsh(self.hessian, k, which, tol, seed), k, which, tol, seed)
 

@@ -60,7 +60,7 @@ class L1Norm(Statistic):
         if not np.isfinite(sums).all():
             return without("products with the Hessian are not finite", Code.NOT_FINITE)
         norm = mean_of(sums)
-        largest = point.eigenpairs(1, "LM", 1e-3)
+        largest = point.eigenpairs(1, "LM", tol=1e-3)
         top, doubt = abs(float(largest.values[0])), float(largest.residuals[0])
         if not top > 0:
             return without("the Hessian is zero", Code.ZERO)

@@ -132,29 +132,12 @@ def turning(gram: np.ndarray, place: int) -> float | None:
     return math.acos(min(max(float(cosine), -1.0), 1.0))
 
 
-_GRAMS: dict[Any, tuple[list[int], np.ndarray, list[int]]] = {}
-
-
 def _gram(point: Point) -> tuple[list[int], np.ndarray, list[int]]:
     """Steps of the readable iterates, inner products of theta_s - theta_0 of each two, and steps of the others."""
-    trajectory = point.history.trajectory  # all that was recorded, whichever iterates are measured
-    layout = tuple((name, slot.shape) for name, slot in point.problem.layout.items())
-    key = (str(trajectory.path), tuple(trajectory.steps), layout, tuple(_stamps(trajectory)))
-    if key not in _GRAMS:
-        _GRAMS.clear()
-        _GRAMS[key] = _streamed(point, trajectory)
-    return _GRAMS[key]
-
-
-def _stamps(trajectory: Any) -> list[Any]:
-    """What tells the files of the iterates from later ones of the same names."""
-    found = []
-    for step in trajectory.steps:
-        try:
-            found.append(trajectory.digest(step))
-        except TrajectoryError:
-            found.append(None)
-    return found
+    cache = point.history.cache
+    if "gram" not in cache:
+        cache["gram"] = _streamed(point, point.history.trajectory)
+    return cache["gram"]
 
 
 def _streamed(point: Point, trajectory: Any) -> tuple[list[int], np.ndarray, list[int]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from geomtraj.errors import unknown_name
+from geomtraj.errors import InputError, unknown_name
+from geomtraj.plugins import announced
 from geomtraj.tasks import two_layer_linear
 from geomtraj.tasks.base import Task
 from geomtraj.tasks.digits import DigitsCNN, DigitsMLP
@@ -32,9 +33,33 @@ def make(name: str, **options: Any) -> Task:
     Raises:
         InputError: Unknown task or option, or a value that cannot be used.
     """
-    if name not in REGISTRY:
-        raise unknown_name("task", str(name), REGISTRY)
-    return REGISTRY[name](**options)
+    known = REGISTRY if name in REGISTRY else everything()
+    if name not in known:
+        raise unknown_name("task", str(name), known)
+    return known[name](**options)
+
+
+def add(cls: type[Task], name: str | None = None) -> None:
+    """Make a task known by its name.
+
+    Raises:
+        InputError: It has no name, or the name is another's.
+    """
+    own = getattr(cls, "name", None)
+    if not isinstance(own, str) or name not in (None, own):
+        raise InputError(f"the task {cls.__name__} must say its name: write name = '...' in its class.")
+    known = REGISTRY.get(own)
+    if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise InputError(f"there is a task {own!r} already ({known.__qualname__}): choose another name.")
+    REGISTRY[own] = cls
+
+
+def everything() -> dict[str, type[Task]]:
+    """All tasks that there are, those that other packages announce too."""
+    for cls in announced("tasks").values():
+        if isinstance(cls, type) and issubclass(cls, Task) and cls.name not in REGISTRY:
+            add(cls)
+    return REGISTRY
 
 
 __all__ = ["Task", "make", "names", "two_layer_linear"]

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from geomtraj.failures import is_out_of_memory
+
 
 class Background:
     """Runs one job at a time in a thread; the next waits for it, and its error is raised where training is.
@@ -45,13 +47,22 @@ class Background:
             self._error = error
 
 
-def copied(value: Any) -> Any:
-    """Nested values with every tensor copied to the CPU, which training then cannot change."""
+def copied(value: dict[str, Any]) -> dict[str, Any] | None:
+    """Nested values with every tensor copied to the CPU, which training then cannot change; None for want of memory."""
+    try:
+        return _copied(value)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
+
+
+def _copied(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, Mapping):
-        return {key: copied(item) for key, item in value.items()}
+        return {key: _copied(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        items = [copied(item) for item in value]
+        items = [_copied(item) for item in value]
         return items if isinstance(value, list) else tuple(items)
     return value

@@ -191,6 +191,11 @@ class Iterate:
         row = self._row(leaf)
         return payload.read_tensor(row, self._readers[row.dtype])
 
+    def check(self, leaf: Any) -> None:
+        """Read the tensor that stands for an entry of the tree against its checksum, without room for it in memory."""
+        row = self._row(leaf)
+        payload.check_tensor(row, self._readers[row.dtype])
+
     def holds(self, leaf: Any, tensor: Tensor) -> bool:
         """Whether an entry of the tree stands for this tensor, once it is turned into the type that is stored."""
         row = self._row(leaf)

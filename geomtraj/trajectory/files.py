@@ -17,6 +17,8 @@ from geomtraj.errors import TrajectoryError
 TEMPORARY_SUFFIX = ".tmp"
 LARGEST_TEXT = 2**30
 """Bytes of the largest text file that is read whole."""
+NO_FILE_OF_OURS = (errno.EINVAL, errno.EFBIG, errno.ELOOP)
+"""Errors of `open_regular` and `read_text` for what cannot have been written here: a pipe, a circle of links."""
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -81,6 +83,11 @@ def write_error(path: Path, error: OSError) -> TrajectoryError:
             f"cannot write {path}, whose folder is gone: it was removed or renamed; put it back and go on with "
             "resume=True, or write into another folder."
         )
+    if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP):
+        return TrajectoryError(
+            f"cannot write {path} ({error.strerror}): a file, a folder or a link of its name, or of the folder it is "
+            "in or holds, stands in the way; move it aside, or write into another folder."
+        )
     return TrajectoryError(
         f"cannot write {path} ({error.strerror or error}): everything stored before it is kept whole; "
         "make the folder writable and go on with resume=True."
@@ -120,10 +127,15 @@ def read_text(path: Path, errors: str = "strict") -> str:
         OSError: It cannot be read, is not regular, or larger than any text of ours.
         UnicodeDecodeError: It is no UTF-8.
     """
+    return read_bytes(path).decode("utf-8", errors=errors)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a regular file of text; errors as for `read_text`."""
     with open(open_regular(path), "rb") as file:
         if os.fstat(file.fileno()).st_size > LARGEST_TEXT:
             raise OSError(errno.EFBIG, "larger than any file of this kind")
-        return file.read().decode("utf-8", errors=errors)
+        return file.read()
 
 
 def write_json(path: Path, content: Any) -> None:

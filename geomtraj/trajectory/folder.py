@@ -14,7 +14,7 @@ import filelock
 
 from geomtraj.errors import InputError, TrajectoryError
 from geomtraj.trajectory import store
-from geomtraj.trajectory.files import vanished, write_error, write_json
+from geomtraj.trajectory.files import read_text, vanished, write_error, write_json
 
 LOCK = ".recording.lock"
 HOLDER = ".recording.json"
@@ -129,7 +129,7 @@ class RunFolder:
 
     def _holder(self) -> str:
         try:
-            content = json.loads((self.path / HOLDER).read_text(encoding="utf-8"))
+            content = json.loads(read_text(self.path / HOLDER))
             return f"process {content['pid']} on {content['host']} since {content['since']}"
         except (OSError, ValueError, KeyError, TypeError):
             return "another process"
@@ -138,7 +138,7 @@ class RunFolder:
 def orphans(folder: Path) -> list[Path]:
     """The temporary files that a killed recording left in a run's folder."""
     places = [place for place in (folder, folder / store.FOLDER) if place.is_dir()]
-    return [file for place in places for file in place.iterdir() if _ORPHAN.fullmatch(file.name)]
+    return [file for place in places for file in place.iterdir() if _ORPHAN.fullmatch(file.name) and not file.is_dir()]
 
 
 def _now() -> str:

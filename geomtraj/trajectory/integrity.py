@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from geomtraj.errors import GeomtrajError, TrajectoryError
+from geomtraj.errors import TrajectoryError
 from geomtraj.trajectory import log, manifest, store
-from geomtraj.trajectory.files import numbered
+from geomtraj.trajectory.files import NO_FILE_OF_OURS, numbered
 from geomtraj.trajectory.folder import LOCK, RunFolder, absolute, orphans
 from geomtraj.trajectory.payload import type_name
 
@@ -57,7 +57,8 @@ def verify(path: str | Path, check_results: Callable[[Path], Iterable[Finding]] 
         check_results: Finds what is wrong with the stored results; None to leave them out.
 
     Raises:
-        TrajectoryError: There is no such folder, or a file cannot be read for want of rights or by a fault of the disk.
+        TrajectoryError: There is no such folder, or a file cannot be read for want of rights or memory, by a fault of
+            the disk, or since a later geomtraj wrote it.
     """
     folder = absolute(path)
     if not folder.is_dir():
@@ -66,9 +67,11 @@ def verify(path: str | Path, check_results: Callable[[Path], Iterable[Finding]] 
     notes: list[str] = []
     described = _manifest(folder, findings)
     steps = _iterates(folder, described, findings)
-    reading = log.inspect_log(folder)
+    reading, lost = _log(folder)
     expected = described.get("log_rows") if described.get("status") in ("complete", "unseen") else None
-    if reading.passed_over:
+    if lost:
+        findings.append((log.NAME, lost))
+    elif reading.passed_over:
         findings.append((log.NAME, reading.described()))
     elif isinstance(expected, int) and reading.written < expected:
         findings.append((log.NAME, f"{expected - reading.written} rows at its end are gone"))
@@ -126,7 +129,10 @@ def _repaired(folder: Path) -> list[str]:
         if (folder / manifest.NAME).exists():
             done.append(f"kept {manifest.NAME} as {_aside(folder / manifest.NAME)}")
         done.append(f"rebuilt {manifest.NAME} from {len(steps)} iterates")
-    reading = log.inspect_log(folder)
+    reading, unreadable = _log(folder)
+    if unreadable:
+        done.append(f"kept {log.NAME} as {_aside(folder / log.NAME)}")
+        described["log_rows"] = 0
     if reading.passed_over or reading.torn:
         kept = numbered(folder / log.NAME, ".damaged")
         kept.write_bytes((folder / log.NAME).read_bytes())
@@ -148,6 +154,16 @@ def _manifest(folder: Path, findings: list[Finding]) -> dict[str, Any]:
         return {}
 
 
+def _log(folder: Path) -> tuple[log.LogReading, str]:
+    """What can be read of the log, and why it cannot be read at all, empty where it can."""
+    try:
+        return log.inspect_log(folder), ""
+    except TrajectoryError as error:
+        if getattr(error.__cause__, "errno", None) not in NO_FILE_OF_OURS:
+            raise
+        return log.LogReading([]), str(error)
+
+
 def _iterates(folder: Path, described: dict[str, Any], findings: list[Finding]) -> list[int]:
     """The steps of the whole iterates; a run whose manifest is lost is the one that most of its iterates name."""
     whole = []
@@ -155,7 +171,7 @@ def _iterates(folder: Path, described: dict[str, Any], findings: list[Finding]) 
         try:
             store.check_iterate(folder, step, described.get("run"))
             whole.append(step)
-        except GeomtrajError as error:
+        except store.DamagedFile as error:
             findings.append((f"{store.FOLDER}/{store.iterate_path(folder, step).name}", str(error)))
     return whole
 
@@ -172,7 +188,7 @@ def _rebuilt(folder: Path, steps: list[int]) -> dict[str, Any]:
         for state in states
         for group in state.get("param_groups", [])
     ]
-    reading = log.inspect_log(folder)
+    reading, _ = _log(folder)
     return {
         "format_version": manifest.FORMAT_VERSION,
         **({"run": content["run"]} if content.get("run") else {}),

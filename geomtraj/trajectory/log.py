@@ -6,6 +6,8 @@ import json
 import math
 import numbers
 import os
+import re
+import threading
 import warnings
 import zlib
 from collections.abc import Mapping
@@ -16,13 +18,16 @@ from typing import Any
 
 import torch
 
-from geomtraj.errors import InputError, TrajectoryError
-from geomtraj.trajectory.files import read_text, replace_file, vanished, write_all, write_error
+from geomtraj.errors import GeomtrajWarning, InputError, TrajectoryError
+from geomtraj.trajectory.files import read_json, read_text, replace_file, vanished, write_all, write_error
+from geomtraj.trajectory.manifest import NAME as MANIFEST
 
 NAME = "log.jsonl"
 RESERVED = ("step", "wall_time", "_row", "_crc")
 NEXT = "_next/"
 """Before the name of an optimizer's setting that a scheduler changed between an iterate and the step from it."""
+
+_ENDING = re.compile(r', "_row": (\d{1,18}), "_crc": "([0-9a-f]{8})"\}$')
 
 
 class LogWriter:
@@ -34,6 +39,7 @@ class LogWriter:
 
     def __init__(self, folder: Path):
         self._path = folder / NAME
+        self._turn = threading.Lock()
         self._file: TextIOWrapper | None = None
         self.rows = 0
 
@@ -58,6 +64,10 @@ class LogWriter:
         Raises:
             TrajectoryError: The disk is full, or the log was removed or renamed; the rows before are kept.
         """
+        with self._turn:
+            self._append(row)
+
+    def _append(self, row: Mapping[str, float]) -> None:
         if self._file is None:
             raise InputError("the log is closed.")
         try:
@@ -143,6 +153,18 @@ class LogReading:
             parts.append(f"{self.missing} rows are gone")
         return " and ".join(parts) or "every row is whole"
 
+    def logged(self) -> list[dict[str, Any]]:
+        """The rows without changed settings of the optimizer."""
+        return [row for row in map(logged, self.rows) if len(row) > 2]
+
+    def warn(self, folder: Path) -> list[str]:
+        """Warn of what was passed over in the log of a run; gives the sentence, or none where every row is whole."""
+        if not self.passed_over:
+            return []
+        sentence = f"{folder / NAME}: {self.described()}; `geomtraj verify` lists what is left."
+        warnings.warn(sentence, GeomtrajWarning, stacklevel=4)
+        return [sentence]
+
 
 def read_log(folder: Path, *, settings: bool = False) -> list[dict[str, Any]]:
     """One row per logged step, in order: step, wall_time and the scalars (the last of each name).
@@ -157,9 +179,8 @@ def read_log(folder: Path, *, settings: bool = False) -> list[dict[str, Any]]:
         TrajectoryError: The log is there and cannot be read.
     """
     reading = inspect_log(folder)
-    if reading.passed_over:
-        warnings.warn(f"{folder / NAME}: {reading.described()}; `geomtraj verify` lists what is left.", stacklevel=3)
-    return reading.rows if settings else [row for row in map(logged, reading.rows) if len(row) > 2]
+    reading.warn(folder)
+    return reading.rows if settings else reading.logged()
 
 
 def logged(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -185,7 +206,7 @@ def inspect_log(folder: Path) -> LogReading:
     lines = text.split("\n")
     torn = bool(lines.pop())
     parsed = [_parse(line) for line in lines]
-    checked = any(row is not None and row.number is not None for row in parsed)
+    checked = _has_checksums(folder) or any(row is not None and row.number is not None for row in parsed)
     rows: dict[int, dict[str, Any]] = {}
     bad: list[int] = []
     expected = missing = 0
@@ -208,31 +229,38 @@ class _Row:
     number: int | None  # None in a log of format 1, whose rows carry no checksum
 
 
+def _has_checksums(folder: Path) -> bool:
+    """Whether the run's manifest is of a format whose logs carry them: a line without one is then damaged."""
+    try:
+        version = read_json(folder / MANIFEST).get("format_version")
+    except TrajectoryError:
+        return False
+    return isinstance(version, int) and version >= 2
+
+
 def _parse(line: str) -> _Row | None:
     """The row in a line, None where it is damaged."""
+    ending = _ENDING.search(line)
+    if ending:
+        line = f"{line[: ending.start()]}}}"
+        if f"{zlib.crc32(f'[{line}, {ending[1]}]'.encode()):08x}" != ending[2]:
+            return None
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(row, dict):
-        return None
-    number = row.pop("_row", None)
-    crc = row.pop("_crc", None)
-    if (number is not None or crc is not None) and (not _whole(number) or crc != _crc(row, number)):
+    if not isinstance(row, dict) or "_row" in row or "_crc" in row:
         return None
     if not _whole(row.get("step")) or not _number(row.get("wall_time", 0.0)):
         return None
     if not all(_number(value) for value in row.values()):
         return None
-    return _Row(row, number)
+    return _Row(row, int(ending[1]) if ending else None)
 
 
 def _line(row: Mapping[str, Any], number: int) -> str:
-    return json.dumps({**row, "_row": number, "_crc": _crc(row, number)}) + "\n"
-
-
-def _crc(row: Mapping[str, Any], number: int) -> str:
-    return f"{zlib.crc32(json.dumps([row, number]).encode()):08x}"
+    crc = zlib.crc32(json.dumps([row, number]).encode())
+    return json.dumps({**row, "_row": number, "_crc": f"{crc:08x}"}) + "\n"
 
 
 def _number(value: object) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import json
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +99,7 @@ def about(described: dict[str, Any]) -> dict[str, Any]:
     return {**{key: described[key] for key in keys if key in described}, "optimizer": described["optimizer"]["class"]}
 
 
-def session(model: nn.Module, from_step: int) -> dict[str, Any]:
+def session(model: nn.Module, from_step: int, optimizers: Sequence[Optimizer] = ()) -> dict[str, Any]:
     """One stretch of recording without a stop: command, time, versions, device, git commit."""
     devices = sorted({str(p.device) for p in named_parameters(model).values()})
     return {
@@ -109,6 +111,7 @@ def session(model: nn.Module, from_step: int) -> dict[str, Any]:
             "torch": torch.__version__,
             "numpy": np.__version__,
             "geomtraj": __version__,
+            **_packages(optimizers),
         },
         "platform": platform.platform(),
         "device": ", ".join(
@@ -117,6 +120,15 @@ def session(model: nn.Module, from_step: int) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "git_commit": git_commit(),
     }
+
+
+def _packages(optimizers: Sequence[Optimizer]) -> dict[str, str]:
+    """The versions of the packages that optimizers are of, where that is not torch."""
+    found: dict[str, str] = {}
+    for package in {type(o).__module__.partition(".")[0] for o in optimizers} - {"torch", "geomtraj", "__main__"}:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
 
 
 def command(arguments: Sequence[str]) -> str:

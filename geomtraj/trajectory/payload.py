@@ -275,17 +275,30 @@ def read_tensor(row: Row, reader: Reader) -> Tensor:
         tensor = torch.empty(row.shape, dtype=row.dtype, device="cpu")
     except RuntimeError as error:  # torch's word for memory that does not suffice
         raise MemoryError(f"{row.name[:200]} of shape {row.shape} does not fit into memory") from error
-    crc = 0
     if tensor.numel():
         target = tensor.reshape(-1).view(torch.uint8).numpy().data
-        item = element(row.dtype).itemsize
-        for start in range(0, len(target), PIECE):
-            part = target[start : start + PIECE]
-            reader.into(part, row.offset + start // item)
-            crc = zlib.crc32(part, crc)
+        _check(row, reader, (target[start : start + PIECE] for start in range(0, size, PIECE)))
+    else:
+        _check(row, reader, ())
+    return tensor
+
+
+def check_tensor(row: Row, reader: Reader) -> None:
+    """Read one tensor against its checksum, a piece at a time; errors as for `read_tensor`."""
+    size = math.prod(row.shape) * row.dtype.itemsize
+    room = memoryview(bytearray(min(size, PIECE)))
+    _check(row, reader, (room[: size - start] for start in range(0, size, PIECE)))
+
+
+def _check(row: Row, reader: Reader, parts: Iterable[memoryview]) -> None:
+    """Fill the parts with the bytes of a tensor, and check them."""
+    at, crc, item = row.offset, 0, element(row.dtype).itemsize
+    for part in parts:
+        reader.into(part, at)
+        crc = zlib.crc32(part, crc)
+        at += len(part) // item
     if crc != row.crc:
         raise ValueError(f"the numbers of {row.name[:200]}, whose checksum does not hold")
-    return tensor
 
 
 class Sink:

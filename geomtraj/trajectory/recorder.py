@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import time
 import warnings
 from collections.abc import Iterable
@@ -16,11 +17,12 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from geomtraj.errors import InputError, TrajectoryError
+from geomtraj.errors import GeomtrajWarning, InputError, TrajectoryError
 from geomtraj.trajectory import log, manifest, model_state, store
 from geomtraj.trajectory.background import Background, copied
 from geomtraj.trajectory.folder import RunFolder, absolute
-from geomtraj.trajectory.resume import Start, find_start, set_aside
+from geomtraj.trajectory.ranks import Ranks
+from geomtraj.trajectory.resume import Start, bring_to, find_start, set_aside
 from geomtraj.trajectory.schedules import Schedule, check_schedule, every
 from geomtraj.trajectory.steps import (
     PREFIXES,
@@ -47,7 +49,8 @@ class Recorder:
 
     Args:
         path: Folder of the trajectory; made if absent.
-        model: The model in training; torch.compile's wrapper is looked through.
+        model: The model in training; the wrappers of torch.compile and DistributedDataParallel are looked through.
+            Where the latter trains it in several processes, each makes the same calls, and the first one records.
         optimizer: Any torch optimizer of its parameters, or a list of several: a step ends with the last of them.
             An optimizer that holds another, as SAM does, is watched through it where its own step() is not called.
         schedule: Which steps to record, a function step -> bool. Step 0 is the model as it enters the block,
@@ -111,8 +114,11 @@ class Recorder:
         self._background = Background() if background else None
         self._watches: list[StepWatch] = []
         self._recording = False
+        self._process = 0  # the one that records: forks of it, such as a DataLoader's workers, do not
         self._told = False  # whether a step was told of since the last tick
         self._entered_at = 0
+        self._restored_at: int | None = None
+        self._ranks = Ranks(model)
         self._recorded: int | None = None
         self._fingerprint: list[int] = []
         self._settings: dict[str, float] = {}
@@ -138,20 +144,28 @@ class Recorder:
         """
         if self._recording:
             raise InputError("this Recorder is already recording: make a second one for a second run.")
-        self._folder.hold()
-        try:
+        step, attached = self._ranks.by_the_first(self._open)
+        if not self._ranks.writes:
+            if step and not attached:
+                bring_to(self.path, step, self._model, self._optimizers)
+            self.step = step
             self._attach()
-            self._begin()
-        except BaseException:
-            self._detach()
-            self._folder.undo()
-            raise
-        self._recording = True
+        self._recording, self._process = True, os.getpid()
         self._settings = settings_of(self._optimizers)
         return self
 
-    def start(self) -> Recorder:
-        """Enter the block, where a loop has no place for `with`; `stop` leaves it."""
+    def start(self, step: int | None = None) -> Recorder:
+        """Enter the block, where a loop has no place for `with`; `stop` leaves it.
+
+        Args:
+            step: Of which step a checkpoint is that was restored before: recording goes on there, nothing is loaded.
+
+        Raises:
+            InputError, TrajectoryError: As for entering the block; the step is no count.
+        """
+        if step is not None and (isinstance(step, bool) or not isinstance(step, int) or step < 0):
+            raise InputError(f"start(step={step!r}): give the count of optimizer steps before the restored checkpoint.")
+        self._restored_at = step or None
         return self.__enter__()
 
     def stop(self) -> None:
@@ -168,6 +182,8 @@ class Recorder:
         """Record the last step, detach from the optimizers and store how the run ended."""
         self._recording = False
         self._detach()
+        if os.getpid() != self._process or not self._ranks.writes:
+            return
         # An exception on its way out must not be hidden by a full disk here.
         with contextlib.ExitStack() as ending:
             ending.callback(self._folder.release)
@@ -197,11 +213,16 @@ class Recorder:
             InputError: The Recorder is not recording.
             TrajectoryError: The disk is full, or the folder is gone.
         """
-        if not self._recording:
-            raise InputError("rec.tick works inside the block: with Recorder(...) as rec: rec.tick().")
+        self._check_recording("rec.tick", "rec.tick()")
         if not self._told:
             self._after_step()
         self._told = False
+
+    def record(self) -> None:
+        """Record the current step now, whatever the schedule says, if it is not yet; errors as for `tick`."""
+        self._check_recording("rec.record", "rec.record()")
+        if self._ranks.writes and self._recorded != self.step:
+            self._record()
 
     def log(self, **scalars: Any) -> None:
         """Append numbers or 0-d tensors to the log of the current step.
@@ -210,8 +231,9 @@ class Recorder:
             InputError: A value is no number, or the Recorder is not recording.
             TrajectoryError: The disk is full, or the folder is gone.
         """
-        if not self._recording:
-            raise InputError("rec.log works inside the block: with Recorder(...) as rec: rec.log(loss=loss).")
+        self._check_recording("rec.log", "rec.log(loss=loss)")
+        if not self._ranks.writes:
+            return
         if self._background is not None:
             self._background.check()
         row = log.check_scalars(scalars)  # reading a GPU scalar waits for training, so the clock runs on
@@ -221,10 +243,27 @@ class Recorder:
             self._mark_diverged()
         self._clock += time.perf_counter() - entered
 
-    def _begin(self) -> None:
+    def _check_recording(self, name: str, call: str) -> None:
+        if not self._recording:
+            raise InputError(f"{name} works inside the block: with Recorder(...) as rec: {call}.")
+        if os.getpid() != self._process:
+            raise InputError(f"{name} works in the process that records, {self._process}, and this is a fork of it.")
+
+    def _open(self) -> tuple[int, bool]:
+        """Begin to record; the step, and whether model and optimizer stood there already."""
+        self._folder.hold()
+        try:
+            self._attach()
+            return self._begin()
+        except BaseException:
+            self._detach()
+            self._folder.undo()
+            raise
+
+    def _begin(self) -> tuple[int, bool]:
         """Find where the run starts, and write what a run begins with."""
         steps = store.stored_steps(self.path)
-        if steps and not self._resume:
+        if steps and not self._resume and self._restored_at is None:
             raise InputError(
                 f"{self.path} already holds a trajectory (last step {steps[-1]}): "
                 "choose another path, delete the folder, or go on with resume=True."
@@ -233,12 +272,12 @@ class Recorder:
         if steps:
             start = self._go_on(steps)
         else:
-            start = Start(0, 0.0)
+            start = Start(self._restored_at or 0, 0.0, attached=self._restored_at is not None)
             self._manifest = manifest.describe(self._model, self._optimizers, self._schedule, self._meta)
             self._manifest["storage"] = self._storage.to_json()
         self.step = self._entered_at = start.step
         self._recorded = start.step if start.step in steps else None
-        session = manifest.session(self._model, self.step)
+        session = manifest.session(self._model, self.step, self._optimizers)
         self._manifest["sessions"].append(session | ({"attached": True} if start.attached else {}))
         self._fingerprint = model_state.fingerprint(self._model)
         set_aside(self.path, start)
@@ -255,6 +294,7 @@ class Recorder:
                 for name in (log.NAME, manifest.NAME):
                     (self.path / name).unlink(missing_ok=True)
             raise
+        return start.step, start.attached
 
     def _go_on(self, steps: list[int]) -> Start:
         self._manifest = manifest.read_manifest(self.path)
@@ -267,6 +307,7 @@ class Recorder:
         start = find_start(
             self.path, steps, self._model, self._optimizers,
             run=self._manifest.get("run"), lossy=self._storage.lossy() or stored_lossy(self._manifest),
+            restored_at=self._restored_at,
         )  # fmt: skip
         missing = manifest.not_optimized(self._model, self._optimizers)
         self._manifest.update(status="running", diverged_at=None, schedule=repr(self._schedule), not_optimized=missing)
@@ -282,6 +323,7 @@ class Recorder:
                 f"the optimizer holds only a part of the trainable parameters, not {', '.join(missing[:5])}"
                 f"{f' and {len(missing) - 5} more' if len(missing) > 5 else ''}: pass every optimizer that updates "
                 "the model, as a list, so that iterates are taken after the last of them has stepped.",
+                GeomtrajWarning,
                 stacklevel=4,
             )
 
@@ -298,7 +340,7 @@ class Recorder:
 
     def _before_step(self) -> None:
         """Log what a scheduler has changed since the iterate was recorded that this step leaves."""
-        if self._recording and self._recorded == self.step and not self.diverged:
+        if os.getpid() == self._process and self._recorded == self.step and not self.diverged:
             now = settings_of(self._optimizers)
             changed = {f"{log.NEXT}{k}": v for k, v in now.items() if self._settings.get(k) != v and isfinite(v)}
             self._settings = now
@@ -307,7 +349,8 @@ class Recorder:
 
     def _told_of_a_step(self) -> None:
         self._told = True
-        self._after_step()
+        if os.getpid() == self._process:
+            self._after_step()
 
     def _after_step(self) -> None:
         self.step += 1
@@ -320,12 +363,13 @@ class Recorder:
         warnings.warn(
             f"{self.path}: the parameters have changed, but no step of the optimizer was seen, so nothing between was "
             "recorded: call rec.tick() after each step, or pass the optimizers whose step() is called.",
+            GeomtrajWarning,
             stacklevel=3,
         )
         return "unseen"
 
     def _record_if_due(self) -> None:
-        if self._schedule(self.step):
+        if self._ranks.writes and self._schedule(self.step):
             self._record()
 
     def _record(self) -> None:
@@ -340,10 +384,11 @@ class Recorder:
         content["about"] = manifest.about(self._manifest) | {"optimized": optimized(self._optimizers, names)}
         content |= self._storage.content(self._model, self._optimizers)
         write = functools.partial(self._write, self.step)
-        if self._background is None:
+        copy = None if self._background is None else copied(content)
+        if self._background is None or copy is None:
             write(content)
         else:
-            self._background.submit(functools.partial(write, copied(content)))
+            self._background.submit(functools.partial(write, copy))
         self._recorded = self.step
         if not model_state.all_finite(p.detach() for p in model_state.named_parameters(self._model).values()):
             self._mark_diverged()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from geomtraj.errors import TrajectoryError
+from geomtraj.errors import GeomtrajWarning, TrajectoryError
 from geomtraj.trajectory import model_state, store
 from geomtraj.trajectory.files import numbered
 
@@ -37,7 +37,14 @@ class Start:
 
 
 def find_start(
-    folder: Path, steps: list[int], model: nn.Module, optimizers: Sequence[Optimizer], *, run: str | None, lossy: str
+    folder: Path,
+    steps: list[int],
+    model: nn.Module,
+    optimizers: Sequence[Optimizer],
+    *,
+    run: str | None,
+    lossy: str,
+    restored_at: int | None = None,
 ) -> Start:
     """Put model and optimizers where the run goes on, and say where that is.
 
@@ -51,6 +58,7 @@ def find_start(
         optimizers: The optimizers.
         run: What names the run in its manifest.
         lossy: Why training cannot go on from the iterates themselves; empty where it can.
+        restored_at: The step of the checkpoint that was restored before, where the caller knows it.
 
     Raises:
         TrajectoryError: No iterate can be read, they are of another model or optimizer, or it cannot be told which
@@ -59,6 +67,8 @@ def find_start(
     content, damaged = _last_whole(folder, steps, run)
     whole = [step for step in steps if step not in damaged]
     model_state.check_same_model(model, content, folder, partial=bool(lossy))
+    if restored_at is not None:
+        return _at_known_step(folder, whole, damaged, None if lossy else model, restored_at)
     equal = _equal_step(folder, whole, model)
     restored = any(_has_state(o) for o in optimizers)
     if equal is None and restored:
@@ -93,8 +103,31 @@ def set_aside(folder: Path, start: Start) -> None:
         warnings.warn(
             f"{folder}: {len(start.damaged)} damaged iterates were kept as {', '.join(named[:5])}"
             f"{' and more' if len(named) > 5 else ''}; the run goes on at step {start.step}.",
+            GeomtrajWarning,
             stacklevel=4,
         )
+
+
+def bring_to(folder: Path, step: int, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+    """Put model and optimizers where they stood at a step.
+
+    Raises:
+        TrajectoryError: Its iterate cannot be read, or is of another model or optimizer.
+    """
+    content = store.read_iterate(folder, step)
+    model_state.check_same_model(model, content, folder)
+    model_state.restore_optimizers(optimizers, content, folder)
+    model_state.restore(model, content)
+
+
+def _at_known_step(folder: Path, whole: list[int], damaged: list[int], model: nn.Module | None, step: int) -> Start:
+    """Attach to a step that the caller knows the restored checkpoint to be of; a model is compared with its iterate."""
+    parameters = {} if model is None else model_state.snapshot(model)["parameters"]
+    if step in whole and parameters and not store.same_tensors(folder, step, "parameters", parameters):
+        raise _unknown(folder, f"they are said to be at step {step}, where the iterate is another")
+    before = [s for s in whole if s <= step] or whole[:1]
+    wall_time = store.read_iterate(folder, before[-1], ())["wall_time"]
+    return Start(step, wall_time, damaged, [s for s in whole if s > step], attached=True)
 
 
 def _beside(folder: Path, equal: int | None, lossy: str) -> Start:

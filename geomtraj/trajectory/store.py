@@ -28,7 +28,7 @@ FOLDER = "iterates"
 PLAIN = ("step", "wall_time", "trainable", "run", "about")
 """Entries of an iterate that hold no tensors."""
 
-_NAME = re.compile(r"(\d{8,})\.h5")
+_NAME = re.compile(r"([0-9]{8}|[1-9][0-9]{8,17})\.h5")  # the one name of each step
 
 
 def iterate_path(folder: Path, step: int) -> Path:
@@ -114,11 +114,11 @@ def read_iterate(
 
 
 def check_iterate(folder: Path, step: int, run: str | None = None) -> None:
-    """Read all of one iterate, keeping at most one tensor in memory; errors as for `read_iterate`."""
+    """Read all of one iterate, a piece at a time; errors as for `read_iterate`."""
     with _Opened(iterate_path(folder, step)) as file:
 
         def read(leaf: Any) -> Tensor:
-            file.tensor(leaf)
+            file.check(leaf)
             return torch.empty(0, device="cpu")
 
         content = {name: codec.decode(value, read) for name, value in file.tree.items()}

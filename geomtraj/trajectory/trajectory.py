@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import functools
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,13 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from geomtraj.display import html_table
 from geomtraj.errors import InputError, TrajectoryError
 from geomtraj.isolation import on_the_cpu
 from geomtraj.layout import Layout
 from geomtraj.trajectory import model_state, store
+from geomtraj.trajectory.checkpoints import Checkpoints
 from geomtraj.trajectory.folder import absolute
-from geomtraj.trajectory.log import NEXT, logged, read_log
-from geomtraj.trajectory.manifest import read_manifest
+from geomtraj.trajectory.log import NEXT, logged
+from geomtraj.trajectory.source import Recorded, Source
 from geomtraj.trajectory.steps import plain_optimizers
 
 
@@ -96,15 +98,60 @@ class Trajectory:
     """
 
     def __init__(self, path: str | Path):
-        self.path = absolute(path)
-        if not self.path.is_dir():
+        folder = absolute(path)
+        if not folder.is_dir():
             raise TrajectoryError(f"there is no folder {path}: give the path of a recorded run.")
-        self.steps: list[int] = store.stored_steps(self.path)
-        if not self.steps:
+        recorded = Recorded(folder)
+        if not recorded.steps:
             raise TrajectoryError(
-                f"{self.path} holds no iterates: record a run into it first, with gt.Recorder(path, ...)."
+                f"{folder} holds no iterates: record a run into it first, with gt.Recorder(path, ...), or read "
+                "checkpoints of other tools with gt.Trajectory.from_checkpoints(path)."
             )
-        self.manifest: dict[str, Any] = read_manifest(self.path)
+        self._open(recorded, folder)
+
+    def _open(self, source: Source, path: Path) -> None:
+        self._source = source
+        self.path = path
+        self.steps: list[int] = source.steps
+        self.manifest: dict[str, Any] = source.manifest
+
+    @classmethod
+    def from_checkpoints(
+        cls,
+        paths: Any,
+        *,
+        steps: Iterable[int] | Callable[[Any], int] | None = None,
+        load: Callable[[Any], Mapping[str, Any]] | None = None,
+        out: str | Path | None = None,
+    ) -> Trajectory:
+        """Checkpoints that other tools wrote, as a trajectory: each is read when its iterate is asked for.
+
+        Files of torch.save (.pt, .pth, .bin, .ckpt), read with `weights_only` so that nothing in them is executed;
+        .safetensors; both in shards with an index; folders such as transformers' checkpoint-N, with their
+        optimizer.pt; Lightning's .ckpt, with the prefix of the model's names found by itself. In a dict the model is
+        found under "model", "state_dict", "model_state_dict" and the like.
+
+        Parameters stand in the order of the file; `load_into` and `gt.measure` find them by name, and name what is
+        missing, what is too much, and shapes that differ. Training times are not known (NaN).
+
+        Args:
+            paths: A folder, a glob, or a list of files, folders and globs; "hf://owner/name@revision" is a revision of
+                a model on the Hugging Face hub, "hf://owner/name@step*" several.
+            steps: Whole numbers in the order of the names, or a function of a path. Left out, each checkpoint's step is
+                the one it names itself ("step", "global_step", "iter_num", ...), else the number in its name.
+            load: Reads a checkpoint of any other form: load(path) -> {"model": state_dict, "optimizer": state_dict or
+                None, "step": int}. With it, `paths` may hold whatever it takes, such as revisions of a model.
+            out: The folder that results go into, which `gt.Results.load` and the commands read; None for `geomtraj`
+                beside the checkpoints. It is made when something is measured.
+
+        Raises:
+            InputError: An argument that cannot be used.
+            TrajectoryError: There is no checkpoint, one cannot be read, its step cannot be told, or two have the same.
+        """
+        checkpoints = Checkpoints(paths, steps, load, out)
+        made = cls.__new__(cls)
+        made._open(checkpoints, checkpoints.path)
+        return made
 
     @property
     def whole(self) -> Trajectory:
@@ -154,6 +201,11 @@ class Trajectory:
         span = f"steps {self.steps[0]} to {self.steps[-1]}" if self.steps else "no steps"
         return f"Trajectory({str(self.path)!r}, {len(self)} iterates, {span}, {self.status})"
 
+    def _repr_html_(self) -> str:
+        logged = sorted({name for row in self.log for name in row if name not in ("step", "wall_time")})[:4]
+        rows = [(step, *(self._logged.get(step, {}).get(name, "") for name in logged)) for step in self.steps]
+        return html_table(repr(self), ("step", *logged), rows)
+
     @on_the_cpu
     def at_step(self, step: int) -> Iterate:
         """The iterate recorded after `step` optimizer steps; the optimizer's state is read when it is asked for.
@@ -194,7 +246,29 @@ class Trajectory:
     def digest(self, step: int) -> str:
         """What names the content of an iterate among all others, read without its tensors; errors as for `at_step`."""
         self._check_recorded(step)
-        return store.digest(self.path, step)
+        return self._source.digest(step)
+
+    def stamp(self, step: int) -> tuple[int, int] | None:
+        """Size in bytes and time of the last change, in nanoseconds, of an iterate's file; None where there is none."""
+        return self._source.stamp(step) if step in self.steps else None
+
+    def prepare(self, model: nn.Module) -> None:
+        """Make ready the folder that results of this model go into.
+
+        Raises:
+            TrajectoryError: It cannot be used.
+        """
+        self._source.prepare(model)
+
+    @on_the_cpu
+    def put_into(self, model: nn.Module, iterate: Iterate, *, partial: bool = False) -> None:
+        """Put an iterate's parameters and buffers into a model, the frozen and tied ones included.
+
+        Raises:
+            TrajectoryError: The trajectory is of another model; nothing is changed then.
+        """
+        content = {"parameters": iterate.parameters, "buffers": iterate.buffers}
+        model_state.restore(model, self._fitted(model, content, iterate.step, partial))
 
     @on_the_cpu
     def load_into(
@@ -230,14 +304,19 @@ class Trajectory:
                 f"{self.path} holds only the parameters {', '.join(content['parameters'])[:200]}: pass partial=True to "
                 "load these and leave the others as they are."
             )
-        model_state.check_same_model(model, content, self.path, partial=partial)
+        fitted = self._fitted(model, content, step, partial)
         if optimizer is not None:
             model_state.restore_optimizers(plain_optimizers(optimizer), content, self.path)
-        model_state.restore(model, content)
+        model_state.restore(model, fitted)
+
+    def _fitted(self, model: nn.Module, content: dict[str, Any], step: int, partial: bool) -> dict[str, Any]:
+        fitted = self._source.fitted(model, content, step)
+        model_state.check_same_model(model, fitted, self.path, partial=partial)
+        return fitted
 
     @cached_property
     def _logged(self) -> dict[int, dict[str, Any]]:
-        return {row["step"]: row for row in read_log(self.path, settings=True)}
+        return {row["step"]: row for row in self._source.log()}
 
     def _check_recorded(self, step: int) -> None:
         if step not in self.steps:
@@ -250,10 +329,10 @@ class Trajectory:
 
     def _read(self, step: int, parts: Collection[str], names: Callable[[str], bool] | None = None) -> dict[str, Any]:
         self._check_recorded(step)
-        content = store.read_iterate(self.path, step, parts, names=names, run=self.manifest.get("run"))
+        content = self._source.read(step, parts, names)
         fault = _fault(content, parts)
         if fault:
-            raise store.damaged(store.iterate_path(self.path, step), fault)
+            raise store.damaged(self._source.name(step), fault)
         return content
 
 

@@ -12,7 +12,9 @@ from analyses.adam_vs_sgd import figures, findings
 from analyses.adam_vs_sgd.data import FIRM, MEAN, adjusted, compare, lookups, notes
 from analyses.common import run, trajectories
 from geomtraj import tasks
-from geomtraj.measuring import Measurement, Results, read_measurement
+from geomtraj.inference import Verdict
+from geomtraj.measuring import Measurement, Results
+from geomtraj.measuring.record import read_measurement
 from geomtraj.reporting import Skipped
 from geomtraj.statistics import Quantity
 
@@ -294,6 +296,21 @@ def test_embeddings_are_compared_but_not_averaged():
 )
 def test_each_verdict_on_the_claim(task, verdict):
     assert verdict in verdicts([task])[0][0]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "scatter", "claim", "absent"),
+    [
+        (2.0, 0.1, Verdict.HOLDS, Verdict.FAILS),
+        (0.5, 0.1, Verdict.FAILS, Verdict.FAILS),
+        (1.0, 0.1, Verdict.FAILS, Verdict.HOLDS),
+        (1.3, 1.5, Verdict.UNDECIDED, Verdict.UNDECIDED),
+    ],
+)
+def test_the_outcome_is_a_function_of_numbers(ratio, scatter, claim, absent):
+    task = invented(ratio, scatter=scatter)
+    assert findings.answers([task], [], [], 1.25)[0].outcome is claim
+    assert findings.answers([], [task], [], 1.25)[0].outcome is absent
 
 
 def test_holm_over_tasks_can_take_a_verdict_away():

@@ -13,7 +13,7 @@ from analyses.spectra import __main__ as script
 from analyses.spectra import figures, findings
 from analyses.spectra.data import ALL, Point, Task
 from geomtraj import tasks
-from geomtraj.inference import Match, RankCorrelation
+from geomtraj.inference import Match, RankCorrelation, Verdict
 from geomtraj.operators import Hessian
 from geomtraj.reporting import Skipped
 from geomtraj.trajectory import Trajectory
@@ -247,3 +247,9 @@ def test_medians_that_are_not_resolved_can_leave_the_answer_open():
 )  # fmt: skip
 def test_every_interval_of_a_rank_correlation_has_its_word(low, high, word):
     assert findings.judged(RankCorrelation(0.3, low, high, 5, points=60), 0.5) == word and word in findings._WORDS
+
+
+def test_a_stand_in_is_fair_if_it_is_everywhere_and_not_if_it_is_poor_anywhere():
+    assert findings.together(["fair", "fair"]) is Verdict.HOLDS
+    assert findings.together(["fair", "poor"]) is Verdict.FAILS
+    assert findings.together(["fair", "mixed"]) is findings.together(["positive", "none"]) is Verdict.UNDECIDED

@@ -12,8 +12,8 @@ import pytest
 import torch
 from attack_helpers import record, small
 
-from geomtraj.errors import TrajectoryError
-from geomtraj.trajectory import Recorder, Trajectory, container, store
+from geomtraj.errors import InputError, TrajectoryError
+from geomtraj.trajectory import Recorder, Trajectory, container, repair, store, verify
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -240,3 +240,48 @@ def test_manifests_and_logs_with_strange_content_are_sentences(tmp_path, attacks
         (tmp_path / "manifest.json").write_text("[" * depth)
         with pytest.raises(TrajectoryError, match="manifest.json"):
             Trajectory(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "loop"])
+@pytest.mark.parametrize("name", ["manifest.json", "log.jsonl"])
+def test_what_stands_in_the_place_of_a_file_is_named_and_set_aside(tmp_path, name, kind):
+    record(tmp_path)
+    path = tmp_path / name
+    path.unlink()
+    {"pipe": lambda: os.mkfifo(path), "folder": path.mkdir, "loop": lambda: path.symlink_to(name)}[kind]()
+    with pytest.raises(TrajectoryError, match=name):
+        Recorder(tmp_path, *small(), resume=True).start()
+    assert [file for file, _ in verify(tmp_path).findings] == [name]
+    assert any(name in sentence for sentence in repair(tmp_path))
+    assert verify(tmp_path).whole and len(Trajectory(tmp_path)) == 4
+    with Recorder(tmp_path, *small(), resume=True) as rec:
+        assert rec.step == 6
+
+
+def test_names_that_are_not_those_of_iterates_do_not_count(tmp_path):
+    """Digits of other scripts, zeros too many: each step has one name."""
+    record(tmp_path)
+    for name in ("\u0660" * 7 + "\u0668.h5", "000000006.h5", "9" * 200 + ".h5", "00000008.H5", "00000008.h5.part"):
+        (tmp_path / "iterates" / name).write_bytes(store.iterate_path(tmp_path, 6).read_bytes())
+    (tmp_path / "iterates" / ".00000002.h5.abc.tmp").mkdir()
+    assert store.stored_steps(tmp_path) == [0, 2, 4, 6] and verify(tmp_path).whole
+    with Recorder(tmp_path, *small(), resume=True) as rec:
+        assert rec.step == 6
+
+
+@pytest.mark.parametrize("place", ["iterates", "run", ".recording.lock"])
+def test_what_stands_in_the_way_of_a_recording_is_told(tmp_path, place):
+    run = tmp_path / "run"
+    if place != "run":
+        run.mkdir()
+    (run if place == "run" else run / place).symlink_to(run if place == "run" else place)
+    with pytest.raises((InputError, TrajectoryError), match="stands in the way|no usable path"):
+        record(run)
+
+
+def test_a_refused_writer_does_not_wait_for_a_pipe_that_names_the_first(tmp_path):
+    with Recorder(tmp_path, *small()):
+        (tmp_path / ".recording.json").unlink()
+        os.mkfifo(tmp_path / ".recording.json")
+        with pytest.raises(TrajectoryError, match="recorded by another process"):
+            Recorder(tmp_path, *small(), resume=True).start()

@@ -14,8 +14,8 @@ import torch
 from attack_helpers import record, small, train
 from torch import nn
 
-from geomtraj.errors import TrajectoryError
-from geomtraj.trajectory import Recorder, Trajectory, every, files, verify
+from geomtraj.errors import InputError, TrajectoryError
+from geomtraj.trajectory import Recorder, Trajectory, every, files, repair, verify
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -128,18 +128,31 @@ def test_little_memory_deletes_no_iterate(tmp_path):  # a tensor so large comes 
         optimizer.step()
     before = sorted(p.name for p in (tmp_path / "iterates").iterdir())
 
+    def limited(room):
+        with open("/proc/self/statm") as file:
+            size = int(file.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (size + room, size + room))
+
+    def look():  # a piece at a time
+        limited(2**24)
+        assert verify(tmp_path).whole and repair(tmp_path) == []
+
+    def copy():  # which does not fit, so that training waits for the disk
+        limited(2**24)
+        with Recorder(tmp_path / "other", model, optimizer, every(1), background=True):
+            optimizer.step()
+
     def work():
         model = nn.Linear(3000, 3000)
         optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
-        with open("/proc/self/statm") as file:
-            size = int(file.read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (size + 2**24, size + 2**24))
+        limited(2**24)
         try:
             Recorder(tmp_path, model, optimizer, resume=True).start()
         except MemoryError:
             os._exit(7)
 
-    assert finished(in_child(work)) == 7
+    assert [finished(in_child(f)) for f in (work, look, copy)] == [7, 0, 0]
+    assert [i.step for i in Trajectory(tmp_path / "other")] == [0, 1]
     assert sorted(p.name for p in (tmp_path / "iterates").iterdir()) == before
     assert [i.step for i in Trajectory(tmp_path)] == [0, 1]
 
@@ -181,3 +194,40 @@ def test_a_forked_worker_neither_holds_nor_loses_the_lock(tmp_path):
         pass
     os.kill(worker, signal.SIGKILL)
     finished(worker)
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_fork_of_a_recording_process_records_nothing_and_ends_nothing(tmp_path, background):
+    """As a worker that trains a copy, evaluates, or leaves the block by an exception of its own."""
+    model, optimizer = small()
+    whole, other = small()
+    train(whole, other, 0, 4)
+    with Recorder(tmp_path, model, optimizer, every(1), background=background) as rec:
+        train(model, optimizer, 0, 2, rec)
+
+        def steps():
+            train(model, optimizer, 2, 9)
+            assert rec.step == 2
+
+        def logs():
+            with pytest.raises(InputError, match=f"process that records, {os.getppid()}"):
+                rec.log(loss=1.0)
+            with pytest.raises(InputError, match="fork of it"):
+                rec.tick()
+
+        for act in (steps, logs, rec.stop, lambda: rec.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)):
+            assert finished(in_child(act)) == 0
+        with pytest.raises(TrajectoryError, match="is being recorded"):
+            Recorder(tmp_path, *small(), resume=True).start()
+        train(model, optimizer, 2, 4, rec)
+    trajectory = Trajectory(tmp_path)
+    assert trajectory.steps == [0, 1, 2, 3, 4] and trajectory.status == "complete" and verify(tmp_path).whole
+    assert all(map(torch.equal, whole.parameters(), trajectory[-1].parameters.values())) and len(trajectory.log) == 4
+
+
+def test_threads_log_together_and_no_row_is_lost(tmp_path):
+    with Recorder(tmp_path, *small()) as rec:
+        threads = [threading.Thread(target=lambda i=i: [rec.log(**{f"x{i}": k}) for k in range(50)]) for i in range(8)]
+        [t.start() for t in threads]
+        [t.join() for t in threads]
+    assert verify(tmp_path).whole and len((tmp_path / "log.jsonl").read_text().splitlines()) == 400

@@ -19,6 +19,7 @@ import geomtraj as gt
 from geomtraj.errors import ComputationError, InputError
 from geomtraj.failures import explained, is_out_of_memory
 from geomtraj.operators.evaluation import autotune, timings
+from geomtraj.operators.evaluation.engine import Engine
 from geomtraj.operators.evaluation.timings import Timing
 from geomtraj.operators.hvp import STRATEGIES
 from geomtraj.operators.hvp.batch_loss import BatchLoss
@@ -122,7 +123,7 @@ def test_auto_takes_the_quickest_strategy_and_remembers_it(monkeypatch, eager_tr
 
 def test_trials_take_a_twentieth_of_the_time_of_products(monkeypatch):
     clock = Clock(
-        monkeypatch, double_backward=1.0, linearized_double_backward=0.9, setup={"linearized-double-backward": 6}
+        monkeypatch, double_backward=1.0, linearized_double_backward=0.9, setup={"linearized-double-backward": 4}
     )
     problem = single(CASES["mlp"]())
     monkeypatch.setattr(autotune, "COMPILER", 0.0)
@@ -204,6 +205,25 @@ def test_what_was_learnt_of_a_structure_is_no_promise(monkeypatch, eager_trials)
     assert close(hessian @ second.theta(), expected)
     assert hessian.strategy == "double-backward"
     assert hessian.timings["linearized-double-backward"] == "not on this one"
+
+
+@pytest.mark.parametrize("vectors", [1, 3])
+def test_what_fails_in_a_trial_loses_no_product(monkeypatch, eager_trials, vectors):
+    if vectors > 1:
+        monkeypatch.setattr(autotune, "KEEPING", ())
+    problem = single(CASES["mlp"]())
+    rows = torch.randn(vectors, problem.size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = gt.Hessian(problem, strategy="double-backward") @ rows.T
+    calls = []
+
+    def broken(*_):
+        calls.append(1)
+        raise KeyError("a hole in the data")
+
+    monkeypatch.setattr(Engine, "_trial", broken)
+    hessian = gt.Hessian(problem)
+    assert all(torch.equal(hessian @ rows.T, expected) for _ in range(4))
+    assert len(calls) == max(1, len(autotune.KEEPING))  # each is tried once
 
 
 def test_an_unknown_strategy_is_named():

@@ -65,5 +65,5 @@ def test_the_page_has_them(tmp_path, statistic):
         for name in ("adam", "sgdm")
     }
     page = report(groups, tmp_path / "report.html")
-    assert (tmp_path / "figures" / f"statistic_{statistic.replace(' ', '_')}.svg").exists()
+    assert (tmp_path / "report_files" / "figures" / f"statistic_{statistic.replace(' ', '_')}.svg").exists()
     assert every_label._title(statistic) in html.unescape(page.read_text())

@@ -176,3 +176,15 @@ def test_wide_intervals_do_not_flatten_the_curves():
         figure = r_med_curves.against_step(gather({"a": [r]}, 2)).figure
     bottom, top = figure.axes[0].get_ylim()
     assert 1.0 < bottom < 10.0 and 20.0 < top < 100.0
+
+
+def test_stored_spectra_are_drawn_with_converged_outliers_at_their_known_mass():
+    details = {
+        "nodes": [[0.0, 0.1, 1.0]], "weights": [[0.5, 0.4, 0.1]], "size": 100,
+        "top": [1.0, 0.1], "top_residuals": [0.0, 1.0], "bottom": [0.0], "bottom_residuals": [1.0],
+    }  # fmt: skip
+    nodes, masses = densities._nodes(details)
+    assert masses[nodes == 1.0] == pytest.approx([0.01]) and masses.sum() == pytest.approx(1)
+    assert masses[nodes == 0.0] / masses[nodes == 0.1] == pytest.approx([0.5 / 0.4])
+    del details["size"]
+    assert densities._nodes(details)[1].tolist() == [0.5, 0.4, 0.1]

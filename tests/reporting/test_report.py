@@ -3,6 +3,7 @@ import html.parser
 import math
 import os
 import re
+from urllib.parse import unquote
 
 import pytest
 from synthetic import groups, results_of, run
@@ -58,16 +59,16 @@ def written(tmp_path_factory):
 
 def test_everything_is_written(written):
     path, page = written
-    files = {p.name for p in (path.parent / "figures").iterdir()}
+    files = {p.name for p in (path.parent / "report_files" / "figures").iterdir()}
     assert files == {f"{name}.{kind}" for name in FIGURES for kind in ("pdf", "svg")}
-    assert {p.name for p in (path.parent / "tables").iterdir()} >= {
+    assert {p.name for p in (path.parent / "report_files" / "tables").iterdir()} >= {
         "measurements.csv",
         "runs.csv",
         "contrast_r_med_loss.csv",
         "contrast_r_med_step.csv",
     }
     assert page.tags.count("img") == len(FIGURES)
-    with (path.parent / "tables" / "measurements.csv").open() as file:
+    with (path.parent / "report_files" / "tables" / "measurements.csv").open() as file:
         rows = list(csv.DictReader(file))
     found = next(r for r in rows if r["label"] == "embed.weight" and r["step"] == "40" and r["seed"] == "1")
     m = next(m for m in groups(seeds=2, **SMALL)["adam"][1].of("r_med") if m.step == 40)
@@ -95,8 +96,20 @@ def test_the_page_says_what_was_run(written):
 def test_the_same_results_give_the_same_page(tmp_path, few_figures):
     first, second = (report(groups(seeds=2, **SMALL), tmp_path / name / "report.html") for name in "ab")
     assert first.read_bytes() == second.read_bytes()
-    for file in first.parent.glob("*/*"):
+    files = [file for file in first.parent.rglob("*") if file.is_file()]
+    assert len(files) > 3
+    for file in files:
         assert (second.parent / file.relative_to(first.parent)).read_bytes() == file.read_bytes()
+
+
+def test_two_pages_in_one_folder_keep_their_own_figures_and_tables(tmp_path, few_figures):
+    first = report(groups(seeds=2, **SMALL), tmp_path / "one page.html")
+    kept = {f: f.read_bytes() for f in (tmp_path / "one page_files").rglob("*") if f.is_file()}
+    report(groups(seeds=1, **SMALL), tmp_path / "two.html")
+    assert kept == {f: f.read_bytes() for f in kept}
+    links = re.findall(r'href="([^"#:]+\.(?:csv|svg|pdf))"', first.read_text())
+    assert len(links) > 3
+    assert all((tmp_path / unquote(link)).is_file() for link in links)
 
 
 def test_failures_are_told_and_text_is_escaped(tmp_path, few_figures):
@@ -195,4 +208,4 @@ def test_a_block_that_is_zero_to_rounding_is_named_once(tmp_path, monkeypatch):
     page = Page(path)
     assert page.text.count("key.bias") == page.text.count("zero to rounding") == 1
     assert "20 of 20" in page.text and contrast(data).primary == contrast(groups(seeds=2, **SMALL)).primary
-    assert "key.bias" not in "".join(f.read_text() for f in tmp_path.glob("figures/*.svg"))
+    assert "key.bias" not in "".join(f.read_text() for f in tmp_path.glob("*_files/figures/*.svg"))

@@ -29,4 +29,4 @@ def test_a_page_about_thousands_of_iterates_stays_small(tmp_path):
     few = report({o: [run(o, steps=steps[::100], layers=0)] for o in ("adam", "sgdm")}, tmp_path / "few.html")
     many = report({o: [run(o, steps=steps, layers=0)] for o in ("adam", "sgdm")}, tmp_path / "many.html")
     assert many.stat().st_size < 3 * few.stat().st_size < 3e6
-    assert (tmp_path / "tables" / "measurements.csv").read_text().count("\n") > 2 * 2000 * 8
+    assert (tmp_path / "many_files" / "tables" / "measurements.csv").read_text().count("\n") > 2 * 2000 * 8

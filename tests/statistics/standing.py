@@ -71,7 +71,7 @@ def trained(path: Any, problem: gt.Problem, make: Make, steps: int = 5, every: i
 @contextmanager
 def at(run: gt.Trajectory, problem: gt.Problem, step: int, folder: Any = None) -> Any:
     """The point of one iterate, whose values the problem's model holds inside the block."""
-    job = SimpleNamespace(trajectory=run, fingerprint="f", folder=folder, factories={})
+    job = SimpleNamespace(trajectory=run, fingerprint="f", folder=folder, factories={}, cache={})
     iterate = run.at_step(step)
     with preserved_state(problem.model):
         put_into(problem, run, iterate)

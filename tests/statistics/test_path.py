@@ -93,18 +93,19 @@ def test_a_straight_path_and_a_corner(tmp_path):
 
 def test_each_iterate_is_read_once_for_all_of_them_and_in_blocks(tmp_path, monkeypatch):
     problem = classification()
-    run = trained(tmp_path / "run", problem, lambda m: torch.optim.Adam(m.parameters()), 6)
-    path._GRAMS.clear()
+    run = trained(tmp_path / "run", problem, lambda m: torch.optim.Adam(m.parameters()), 20)
     read = []
     real = gt.Trajectory.at_step
     monkeypatch.setattr(gt.Trajectory, "at_step", lambda self, step: read.append(step) or real(self, step))
-    whole = [measured(run, problem, step).quantities for step in run.steps]
-    assert len(read) < 4 * len(run.steps)
-    path._GRAMS.clear()
+    whole = gt.measure(run, problem, ["path"], progress=False, out=tmp_path / "whole").of("path")
+    assert len(read) < 6 * len(run.steps)  # once for the path, and each point with its neighbours
     monkeypatch.setattr(path, "BLOCK_BYTES", 8 * 2 * problem.size)
-    blocks = [measured(run, problem, step).quantities for step in run.steps]
+    blocks = gt.measure(run, problem, ["path"], progress=False, out=tmp_path / "blocks").of("path")
     for a, b in zip(whole, blocks, strict=True):
-        assert {k: q.value for k, q in a.items()} == pytest.approx({k: q.value for k, q in b.items()})
+        ours, theirs = ({k: q.value for k, q in m.quantities.items()} for m in (a, b))
+        assert ours == pytest.approx(theirs)
+    (alone,) = gt.measure(run[7:8], problem, ["path"], progress=False, out=tmp_path / "alone").of("path")
+    assert alone.quantities == blocks[7].quantities
 
 
 def test_damaged_iterates_are_left_out(tmp_path):
@@ -112,7 +113,6 @@ def test_damaged_iterates_are_left_out(tmp_path):
     run = trained(tmp_path / "run", problem, lambda m: torch.optim.SGD(m.parameters(), lr=0.01), 5)
     file = run.path / "iterates" / "00000002.h5"
     file.write_bytes(file.read_bytes()[:-300])
-    path._GRAMS.clear()
     outcome = measured(run, problem, 5)
     assert "1 iterates cannot be read" in outcome.status and outcome.details["iterates"] == 5
 

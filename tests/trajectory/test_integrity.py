@@ -9,6 +9,7 @@ from trajectory_helpers import OPTIMIZERS, odd, train
 from geomtraj.cli import main
 from geomtraj.errors import TrajectoryError
 from geomtraj.trajectory import Recorder, Trajectory, every, repair, verify
+from geomtraj.trajectory.log import inspect_log
 
 
 @pytest.fixture
@@ -130,3 +131,13 @@ def test_a_manifest_whose_fields_are_of_another_kind_is_refused_by_the_fields_na
     (run / "manifest.json").write_text(json.dumps({**manifest, "format_version": 1}))
     with pytest.raises(TrajectoryError, match="it has no status"):
         Trajectory(run)
+
+
+def test_a_line_cut_to_one_without_checksum_is_damaged(run):
+    """Where the manifest says that lines have them, and only there."""
+    path = run / "log.jsonl"
+    path.write_text('{"step": 1, "wall_time": 0.0, "loss": 1}\n')
+    reading = inspect_log(run)
+    assert reading.rows == [] and reading.lines == (1,)
+    (run / "manifest.json").unlink()  # as before format 2
+    assert inspect_log(run).rows == [{"step": 1, "wall_time": 0.0, "loss": 1}]

@@ -62,6 +62,11 @@ def block_is_due(known: Known, name: str, width: int) -> bool:
     return able and timing is not None and _paid(known, BLOCK_PRICE * timing.product)
 
 
+def one_by_one(known: Known, name: str) -> None:
+    """Notes that several vectors in one pass are not to be tried."""
+    known.learnt.timings[name] = replace(known.learnt.timings[name], block=math.inf)
+
+
 def _paid(known: Known, price: float) -> bool:
     return known.learnt.in_trials + price <= SHARE * known.learnt.in_products
 
@@ -92,7 +97,6 @@ class Trial:
         """
         if not torch.isfinite(self.expected).all():
             return None  # there is nothing to compare
-        start = clock(self.rows.device)
         try:
             setup, made = timed(partial(STRATEGIES[name], self.loss, self.curvature), self.rows.device)
             if made.held > room:
@@ -103,15 +107,12 @@ class Trial:
         except Exception as error:  # whatever a model's operations raise in a mode that they do not support
             known.refused[name] = str(error)
             return None
-        finally:
-            known.learnt.in_trials += clock(self.rows.device) - start
         known.cross_checked.add(name)
         known.learnt.timings[name] = Timing(setup, min(seconds, again), made.held)
         return made
 
     def block(self, name: str, made: Strategy, known: Known) -> None:
         """Times several vectors in one pass; leaves it at one by one where that fails or gives other numbers."""
-        start = clock(self.rows.device)
         width, each = min(len(self.rows), BLOCK), math.inf
         try:
             seconds, found = timed(partial(made.block, self.rows[:width]), self.rows.device)
@@ -119,8 +120,6 @@ class Trial:
             each = seconds / width
         except Exception:  # no batching rule, too little memory
             pass
-        finally:
-            known.learnt.in_trials += clock(self.rows.device) - start
         known.learnt.timings[name] = replace(known.learnt.timings[name], block=each)
 
 

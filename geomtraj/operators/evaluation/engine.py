@@ -237,21 +237,22 @@ class Engine:
         together = not self._full and autotune.block_is_due(known, self._strategy, len(rows))
         if name is None and not together:
             return
-        room = KEEP_FRACTION * available_bytes(self._problem.device)
-        try:
-            with self._problem.session():
+        start = autotune.clock(rows.device)
+        with self._problem.session():
+            try:
                 for place, part in self.parts:
                     trial = self._trial(place, part, rows[: autotune.BLOCK], total[: autotune.BLOCK])
                     if name is not None:
-                        self._adopt(name, place, trial.strategy(name, room, known), wide=len(rows) > 1)
+                        self._adopt(name, place, trial, wide=len(rows) > 1)
                     elif place in self._kept:
                         trial.block(self._strategy, self._kept[place], known)
                     break
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            for each in candidates:
-                known.refused.setdefault(each, "there was too little memory to try it.")
+            except Exception as error:  # too little memory, or what a loss raises: the products are there all the same
+                if name is None:
+                    autotune.one_by_one(known, self._strategy)
+                else:
+                    known.refused[name] = str(error)
+        known.learnt.in_trials += autotune.clock(rows.device) - start
 
     def _trial(self, place: tuple[int, int], part: Any, rows: Tensor, total: Tensor) -> autotune.Trial:
         loss = self._loss(part)
@@ -265,12 +266,12 @@ class Engine:
         """Whether all data are one micro-batch, so that a product with it is the product."""
         return self._complete and len(self._kept) == 1
 
-    def _adopt(self, name: str, place: tuple[int, int], made: Strategy | None, wide: bool) -> None:
-        """Goes on with a strategy that was tried if it is quicker."""
-        timings = self.known.learnt.timings
+    def _adopt(self, name: str, place: tuple[int, int], trial: autotune.Trial, wide: bool) -> None:
+        """Tries a strategy, and goes on with it if it is quicker."""
+        made = trial.strategy(name, KEEP_FRACTION * available_bytes(self._problem.device), self.known)
         if made is None or self._full:
             return
-        if worth_changing(timings, self._strategy, name, self._ahead, wide, paid=self._alone):
+        if worth_changing(self.known.learnt.timings, self._strategy, name, self._ahead, wide, paid=self._alone):
             self.release()
             self._strategy, self._kept[place], self._held = name, made, made.held
 

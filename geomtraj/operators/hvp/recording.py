@@ -39,24 +39,32 @@ class Like(NamedTuple):
     device: torch.device
 
 
-def record(function: Callable[[Sequence[Tensor]], Sequence[Tensor]], inputs: Sequence[Tensor]) -> fx.Graph:
+def record(
+    function: Callable[[Sequence[Tensor]], Sequence[Tensor]], inputs: Sequence[Tensor], *, cut_at_detach: bool = False
+) -> fx.Graph:
     """The graph of what `function` does to its inputs; whatever it does without them becomes a constant.
 
     Each placeholder stands for one input, in order; the output is a tuple. A constant is a `get_attr` node with the
     tensor in `meta["constant"]`; `meta["like"]` of the other nodes says what they hold.
 
+    Args:
+        function: What is recorded.
+        inputs: Its arguments.
+        cut_at_detach: Whether what was detached is a constant, as in derivatives; else it is what it was detached from.
+
     Raises:
         ComputationError: The function branches on its inputs' values, or changes a tensor that others look into.
     """
-    recorder = _Recorder(inputs)
+    recorder = _Recorder(inputs, cut_at_detach)
     with recorder:
         outputs = function(inputs)
     return recorder.finish(outputs)
 
 
 class _Recorder(TorchDispatchMode):
-    def __init__(self, inputs: Sequence[Tensor]):
+    def __init__(self, inputs: Sequence[Tensor], cut_at_detach: bool):
         super().__init__()
+        self._untouched = QUERIES | {aten.detach.default} if cut_at_detach else QUERIES
         self._graph = fx.Graph()
         self._constants: dict[int, fx.Node] = {}
         self._nodes = WeakTensorKeyDictionary()
@@ -75,7 +83,7 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in QUERIES or not (self._varies(args) or self._varies(kwargs.values())):
+        if func in self._untouched or not (self._varies(args) or self._varies(kwargs.values())):
             return func(*args, **kwargs)
         changed: Any = args[0] if func._schema.is_mutable else None
         target = func if changed is None else self._functional(func, changed)

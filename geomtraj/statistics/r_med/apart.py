@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geomtraj.blocks import Blocks
+from geomtraj.blocks import Block, Blocks
 from geomtraj.diagonals import Diagonal
 from geomtraj.diagonals.exact import entries as exact_entries
 from geomtraj.diagonals.gauss_newton import gauss_newton, no_split
@@ -24,10 +24,12 @@ ROUNDING = 8.0
 """Units of rounding, relative to the largest root, up to which roots of G's entries are nothing else."""
 VANISHING = 1e3
 """Units of rounding, relative to G's largest entry, up to which R counts as zero where G is."""
-G_PASSES, R_PASSES = (64, 8), (32, 8)
+G_PASSES, R_PASSES = (16, 8), (32, 14)
 """Backward passes for G and products for R: so many, and so many more for each of `samples`."""
-SMALL = 32
-"""Blocks up to this size may be measured as a whole before the likely largest entries of others are known."""
+SMALL, ABOUT_MEDIAN = 64, 4
+"""Blocks up to this size have entries about their median measured exactly, so many at once."""
+CONFIRMED = (0.4, 0.6, 1.0)
+"""Shares of the exact products that are left, by rounds."""
 STRETCH = 1.15
 """Stretch of the interval on the log scale, for what the model of r leaves out."""
 
@@ -118,7 +120,9 @@ def take_apart(
             vanishing.append(indices)
             continue
         vanishing.append(np.setdiff1d(indices, positive))
-        known[name] = BlockKnown(number, positive, g[positive], error[positive], indices.size - positive.size)
+        rows, columns = _places(block, np.flatnonzero(g[indices] > 0))
+        zeros = indices.size - positive.size
+        known[name] = BlockKnown(number, positive, g[positive], error[positive], zeros, rows, columns)
     residual = Residual(problem, theta)
 
     def products(vectors: np.ndarray) -> np.ndarray:
@@ -140,6 +144,14 @@ def take_apart(
     return apart
 
 
+def _places(block: Block, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of rows and columns (n,) of some of a block's entries; each entry of a vector has its own."""
+    if len(block.shape) < 2:
+        return positions, positions
+    width = max(block.size // max(block.shape[0], 1), 1)
+    return positions // width, positions % width
+
+
 def is_rounding(some: np.ndarray, g: np.ndarray, dtype: torch.dtype) -> bool:
     """Whether some entries of G (n,) are what rounding leaves beside all of them (P,): G's entries are squares."""
     return bool(some.max(initial=0.0) <= (ROUNDING * torch.finfo(dtype).eps) ** 2 * g.max())
@@ -156,27 +168,32 @@ def _check_vanishing(survey: Survey, nothing: np.ndarray, largest: float, eps: f
 
 
 def _confirm(apart: Apart, operator: SymmetricOperator, budget: int, rtol: float) -> None:
-    """Measure likely largest entries exactly, and small blocks as a whole, where intervals are widest."""
+    """Measure exactly, one product each, likely largest entries and those about the median of small blocks.
+
+    Where a product takes most of the variance of log R_med away: half of the budget first, then the rest.
+    """
     survey, before = apart.survey, apart.exact
-    for share in (0.5, 1.0):
+    for share in CONFIRMED:
         left = int(share * (budget - apart.exact + before))
-        wanted: list[tuple[str, np.ndarray]] = []
-        for name in sorted(survey.draws, key=lambda n: -survey.draws[n].width):
-            known, draws = survey.known[name], survey.draws[name]
-            if left <= 0 or draws.width <= rtol:
-                break
-            unknown = np.flatnonzero(np.isnan(known.exact))
-            chosen = draws.leaders[:2] if draws.spread[0] > 0.5 * draws.spread[1] else unknown[:0]
-            whole = share == 1.0 or (known.size <= SMALL and not chosen.size)
-            if whole and unknown.size <= left:
-                chosen = unknown
-            if chosen.size:
-                wanted.append((name, chosen[:left]))
-                left -= chosen[:left].size
-        if not wanted:
-            continue
-        _measure(apart, operator, wanted)
-        survey.analyse([name for name, _ in wanted])
+        options: list[tuple[float, str, np.ndarray]] = []
+        for name, draws in survey.draws.items():
+            if draws.width <= rtol:
+                continue
+            top, median = (deviation**2 for deviation in draws.spread)
+            if draws.leaders.size:
+                options.append((top * float(draws.lead[draws.leaders[0]]), name, draws.leaders[:1]))
+            doubtful = np.argsort(-draws.doubt, kind="stable")[: min(ABOUT_MEDIAN, left)]
+            doubtful = doubtful[draws.doubt[doubtful] > 0]
+            if survey.known[name].size <= SMALL and doubtful.size:
+                options.append((median / doubtful.size, name, doubtful))
+        wanted = dict[str, np.ndarray]()
+        for _, name, chosen in sorted(options, key=lambda option: -option[0]):
+            if chosen.size <= left:
+                wanted[name] = np.union1d(wanted.get(name, chosen), chosen)
+                left -= chosen.size
+        if wanted:
+            _measure(apart, operator, list(wanted.items()))
+            survey.analyse(list(wanted))
 
 
 def _measure(apart: Apart, operator: SymmetricOperator, wanted: list[tuple[str, np.ndarray]]) -> None:

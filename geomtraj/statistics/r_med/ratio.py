@@ -16,6 +16,7 @@ from geomtraj.blocks import Blocks
 from geomtraj.diagonals import EXACT_UP_TO, Diagonal, diagonal
 from geomtraj.diagonals.exact import entries as exact_entries
 from geomtraj.diagonals.gauss_newton import NoSplit, gauss_newton
+from geomtraj.display import InFields, clipped, interval
 from geomtraj.errors import ExamplesInteract, InputError
 from geomtraj.failures import in_one_sentence
 from geomtraj.isolation import in_plain_torch
@@ -28,6 +29,7 @@ from geomtraj.statistics.r_med.apart import Apart, is_rounding, take_apart
 from geomtraj.statistics.r_med.entries import exactly
 from geomtraj.statistics.r_med.interval import Ratios, over, ratios
 from geomtraj.statistics.r_med.refine import Refinement
+from geomtraj.status import Code, Remark, Status
 
 ALL = "all"
 MEDIAN_GAP = 0.10
@@ -43,8 +45,8 @@ UNCORRELATED = ("hutchinson", "xdiag")
 """Methods whose errors are nearly independent within a row of a weight."""
 
 
-@dataclass(frozen=True)
-class RMed:
+@dataclass(frozen=True, repr=False)
+class RMed(InFields):
     """R_med = max|d| / median|d| of the entries d of one block of the Hessian diagonal.
 
     Attributes:
@@ -59,8 +61,8 @@ class RMed:
         nonzero: R_med over the entries that are not exactly zero.
         tenth: 10th largest |d| over the median, a steadier variant; NaN with fewer than 10 entries.
         q99: 0.99 quantile of |d| over the median.
-        status: "ok", or what makes the number missing or doubtful; behind a semicolon what the diagonal's status says
-            of this block, such as "ok; w: probed in parameter space".
+        status: "ok", or a `Status` of what makes the number missing or doubtful, and what the diagonal's status says of
+            this block as notes, such as "w: probed in parameter space".
     """
 
     value: float
@@ -75,6 +77,10 @@ class RMed:
     tenth: float
     q99: float
     status: str = "ok"
+
+    def __repr__(self) -> str:
+        value = f"{self.value:.4g} {interval(self.low, self.high)}".strip()
+        return f"RMed({value}, {self.size} entries; {clipped(self.status)})"
 
 
 @in_plain_torch
@@ -278,37 +284,38 @@ def _method(method: str, measured: int, size: int) -> str:
     return f"{method}, {measured} of {size} entries exact" if measured else method
 
 
-def _notes(status: str, blocks: Blocks) -> dict[str, str]:
+def _notes(status: str, blocks: Blocks) -> dict[str, list[Remark]]:
     """What the diagonal's status says of each label; entries that are not finite are counted anew."""
-    own: dict[str, list[str]] = {label: [] for label in [*blocks, ALL]}
-    for remark in status.split("; "):
-        name = remark.split(": ")[0]
-        if remark == "ok" or remark.endswith(" are not finite"):
+    own: dict[str, list[Remark]] = {label: [] for label in [*blocks, ALL]}
+    for remark in Status.read(status).remarks:
+        if remark.code is Code.NOT_FINITE:
             continue
-        of = [block.name for block in blocks.of_parameter(name)] if name in blocks.layout else []
+        of = [block.name for block in blocks.of_parameter(remark.label)] if remark.label in blocks.layout else []
         for label in [*of, ALL] if of else own:
-            own[label].append(remark)
-    return {label: "; ".join(remarks) for label, remarks in own.items()}
+            own[label].append(replace(remark, code=Code.NOTE, label=""))
+    return own
 
 
-def _zero(seen: _Seen, note: str) -> RMed:
+def _zero(seen: _Seen, notes: list[Remark]) -> RMed:
     """A block of rounding errors, which has no ratio."""
     magnitudes, nan = np.abs(seen.best), math.nan
     reason = "zero to rounding: the block's entries are what rounding leaves beside those of the other blocks"
     return RMed(
         nan, nan, nan, float(magnitudes.max()), float(np.median(magnitudes)), int((magnitudes == 0).sum()),
-        magnitudes.size, seen.method, nan, nan, nan, _joined(reason, note),
+        magnitudes.size, seen.method, nan, nan, nan, Status([Remark(Code.ZERO, reason), *notes]),
     )  # fmt: skip
 
 
-def _ratio(seen: _Seen, of: Callable[[], Ratios], note: str) -> RMed:
+def _ratio(seen: _Seen, of: Callable[[], Ratios], notes: list[Remark]) -> RMed:
     size = seen.best.size
     zeros = int(((seen.best == 0) & seen.known).sum())
     bad = size - int(np.isfinite(seen.best).sum())
     if bad or not size:
         nan = math.nan
-        reason = f"{bad} of {size} entries of the diagonal are not finite" if size else "the block has no entries"
-        return RMed(nan, nan, nan, nan, nan, zeros, size, seen.method, nan, nan, nan, _joined(reason, note))
+        reason = Remark(Code.LEFT_OUT, "the block has no entries")
+        if size:
+            reason = Remark(Code.NOT_FINITE, f"{bad} of {size} entries of the diagonal are not finite")
+        return RMed(nan, nan, nan, nan, nan, zeros, size, seen.method, nan, nan, nan, Status([reason, *notes]))
     found = of()
     entries = np.sort(np.abs(seen.best))
     value, low, high = found.ratio
@@ -324,12 +331,8 @@ def _ratio(seen: _Seen, of: Callable[[], Ratios], note: str) -> RMed:
         nonzero=_nonzero(entries, zeros, found),
         tenth=found.tenth,
         q99=found.q99,
-        status=_joined(_status(seen, entries, zeros, low, high), note),
+        status=Status([*_remarks(seen, entries, zeros, low, high), *notes]),
     )
-
-
-def _joined(status: str, note: str) -> str:
-    return f"{status}; {note}" if note else status
 
 
 def _nonzero(entries: np.ndarray, zeros: int, found: Ratios) -> float:
@@ -338,23 +341,24 @@ def _nonzero(entries: np.ndarray, zeros: int, found: Ratios) -> float:
     return over(found.max, float(np.median(entries[entries > 0])) if zeros else found.median)
 
 
-def _status(seen: _Seen, entries: np.ndarray, zeros: int, low: float, high: float) -> str:
+def _remarks(seen: _Seen, entries: np.ndarray, zeros: int, low: float, high: float) -> list[Remark]:
+    """What makes a ratio of entries (n,), ascending, doubtful: the first reason that holds."""
     size = entries.size
     lower, upper = float(entries[(size - 1) // 2]), float(entries[size // 2])
     if zeros == size:
-        return "all entries are exactly zero: the loss does not curve along this block"
+        return [Remark(Code.ZERO, "all entries are exactly zero: the loss does not curve along this block")]
     if upper == 0:
-        return f"the median is zero: {zeros} of {size} entries are exactly zero"
+        return [Remark(Code.ZERO, f"the median is zero: {zeros} of {size} entries are exactly zero")]
     if seen.known.all() and (lower == 0 or upper > (1 + MEDIAN_GAP) * lower):
-        return (
-            f"the lower and the upper median differ by more than {100 * MEDIAN_GAP:.0f} %: {lower:.3g} and {upper:.3g}"
-        )
+        gap = f"the lower and the upper median differ by more than {100 * MEDIAN_GAP:.0f} %"
+        return [Remark(Code.TIES, f"{gap}: {lower:.3g} and {upper:.3g}")]
     spent = f" after {seen.spent} of at most {seen.budget} exact entries" if seen.budget else ""
     if math.isinf(high):
-        return f"too few samples to bound the median away from zero: no upper end{spent}"
+        return [Remark(Code.FEW_SAMPLES, f"too few samples to bound the median away from zero: no upper end{spent}")]
     if seen.budget and high > (1 + seen.rtol) * low:
-        return f"the interval is {100 * (high / low - 1):.0f} % wide, not {100 * seen.rtol:.0f} %{spent}"
-    return "ok"
+        width = f"the interval is {100 * (high / low - 1):.0f} % wide, not {100 * seen.rtol:.0f} %"
+        return [Remark(Code.WIDE, f"{width}{spent}")]
+    return []
 
 
 @dataclass(frozen=True)
@@ -390,5 +394,6 @@ def outcome_of(ratios: dict[str, RMed], matvecs: int) -> Outcome:
     quantities = {label: Quantity(r.value, r.low, r.high) for label, r in ratios.items()}
     kept = [f.name for f in fields(RMed) if f.name not in ("value", "low", "high")]
     details: dict[str, Any] = {label: {k: asdict(r)[k] for k in kept} for label, r in ratios.items()}
-    remarks = [f"{label}: {r.status}" for label, r in ratios.items() if r.status.split("; ")[0] != "ok"]
-    return Outcome(quantities, details, "; ".join(remarks) or "ok", matvecs)
+    doubtful = {label: Status.read(r.status) for label, r in ratios.items() if not Status.read(r.status).good}
+    status = Status(remark for label, own in doubtful.items() for remark in own.under(label).remarks)
+    return Outcome(quantities, details, status, matvecs)

@@ -1,34 +1,41 @@
 """R_med of each block where the Hessian's diagonal is taken apart as G + R: G everywhere, R sampled.
 
-G_ii comes from squares, with the same small relative error for every entry. R_ii is measured for some entries of many
-blocks by each product: with signs s_i on chosen entries, v_i = s_i / sqrt(G_ii), (R v)_i / v_i is R_ii and noise from
-the other chosen entries. Blocks that stand next to each other take turns, since what multiplies each other (queries and
-keys, the layers of a perceptron) disturbs most. What r = R_ii / G_ii is elsewhere follows from the entries like it.
+G_ii comes from squares, with the same small relative error for every entry. R_ii is measured for some entries of
+several blocks by each product: with v_i = s_i / sqrt|H_ii| for signs s_i on chosen entries, (R v)_i / v_i is R_ii and
+noise from the other chosen entries. Entries of a row of a matrix disturb each other most, so that no two of a row are
+chosen; and so do blocks that multiply each other (queries and keys, the layers of a perceptron), which the first
+products find out. What r = R_ii / G_ii is elsewhere follows from the entries like it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from geomtraj.statistics.r_med.block import DRAWS, BlockDraws, BlockKnown, analyse
+from geomtraj.statistics.r_med.composition import Task, compose
 
-TURNS = 12
-"""Groups that the blocks are dealt to, so that neighbours are measured by different products."""
-PILOT_TOP, PILOT_REST = 4, 8
-"""Entries of each block that the first product measures: the largest of G, and others at random."""
-FEWEST, MOST = 8, 64
+PILOT = 12
+"""Entries of each block that the first products measure, a third of them among the largest of G."""
+FEWEST, MOST = 2, 64
 """Entries of a block that a later product measures for its median."""
-ROUNDS = ((0.5, 0.0), (1.0, 0.4))
-"""Rounds of products: the share of those left, and the share of the blocks, those of narrow intervals, left out."""
+RIVALS = 4
+"""Entries of a block that a product measures where several may be the largest."""
+ROUNDS = (0.3, 0.5, 1.0)
+"""Shares of the products that are left, for each round after the first."""
+REPEATS = 2
+"""Products of the same blocks, each with entries of its own."""
+SAFETY = 2.0
+"""Factor on the variance that other blocks add: it is a mean over entries, some of which feel them much more."""
 ROUGH = 32
 """Draws that tell where to measure."""
-WIDTH = 16
-"""Products made together."""
+WIDTH, ENTRIES = 16, 2**24
+"""Products made together, and entries of their vectors, at most."""
 
 Products = Callable[[np.ndarray], np.ndarray]
+Mask = dict[str, np.ndarray]
 
 
 @dataclass
@@ -42,6 +49,8 @@ class Survey:
         size: P.
         spent: Products so far.
         draws: Label -> draws of the block's largest entry and median, as far as analysed.
+        coupling: Mean square of what one entry of a block (column) adds to a product at another's (row), in the
+            blocks' scales; an upper bound where blocks were measured together alone.
     """
 
     known: dict[str, BlockKnown]
@@ -53,91 +62,105 @@ class Survey:
 
     def __post_init__(self) -> None:
         self._rng = np.random.default_rng([self.seed, 7])
+        self._number = {name: k for k, name in enumerate(self.known)}
+        self.coupling = np.full((len(self.known), len(self.known)), np.inf)
+        self._alone = np.zeros(len(self.known), dtype=bool)
 
     def run(self, passes: int, rtol: float) -> None:
         """Spend about `passes` products where intervals are wider than `rtol`."""
         names = list(self.known)
-        first = [self._pilot(group) for group in _dealt(names)]
-        rest = [{name: self._others(name, chosen) for name, chosen in mask.items()} for mask in first]
-        rest = [{name: chosen for name, chosen in mask.items() if chosen.size} for mask in rest]
-        self._pass(first + [mask for mask in rest if mask])
+        turns = max(1, min(len(names), passes // 2))
+        self._pass([self._pilot(names[k::turns]) for k in range(turns)])
+        self.coupling = (self.coupling + self.coupling.T) / 2
         self.analyse(names, ROUGH)
-        for share, spare in ROUNDS:
+        for share in ROUNDS:
             left = passes - self.spent
-            bar = np.quantile([d.width for d in self.draws.values()], spare)
-            wide = [n for n in names if self.draws[n].width > rtol and self.draws[n].width >= bar]
-            groups = _dealt(wide)
+            wide = [n for n in names if self.draws[n].width > rtol]
             if left <= 0 or not wide:
                 break
-            each = max(1, round(left * share / len(groups)))
-            masks = [self._leaders(group, k) for group in groups for k in range(-(-each // 2))]
-            masks += [self._panel(group) for group in groups for _ in range(each - -(-each // 2))]
-            self._pass([mask for mask in masks if mask][:left])
+            self._pass(self._planned(wide, max(1, round(share * left))))
             self.analyse(wide, ROUGH)
         self.analyse(names)
 
-    def _pilot(self, group: Iterable[str]) -> dict[str, np.ndarray]:
+    def _pilot(self, group: Iterable[str]) -> Mask:
         found = {}
         for name in group:
             known = self.known[name]
-            order = np.argsort(-known.g, kind="stable")
-            top = order[: min(PILOT_TOP, known.g.size // 4)]
-            rest = order[top.size :]
-            found[name] = np.concatenate(
-                [top, self._rng.choice(rest, min(PILOT_REST, -(-rest.size // 2)), replace=False)]
-            )
+            weights = np.ones(known.g.size)
+            weights[np.argsort(-known.g, kind="stable")[: PILOT // 3]] = known.g.size
+            found[name] = known.choose(PILOT, weights, self._rng)
         return found
 
-    def _others(self, name: str, chosen: np.ndarray) -> np.ndarray:
-        """The other entries of a small block, so that each of its entries is measured once."""
-        size = self.known[name].g.size
-        return np.setdiff1d(np.arange(size), chosen) if size <= 2 * PILOT_REST else chosen[:0]
+    def _planned(self, names: Sequence[str], count: int) -> list[Mask]:
+        """Masks of so many products, each of blocks that disturb each other little where it helps most."""
+        tasks = [task for name in names for task in self._tasks(name)]
+        masks: list[Mask] = []
+        labels = list(self.known)
+        while len(masks) < count:
+            chosen = compose(tasks, self.coupling, REPEATS)
+            for _ in range(min(REPEATS, count - len(masks))):
+                mask = {}
+                for task in chosen:
+                    name = labels[task.block]
+                    known, draws = self.known[name], self.draws[name]
+                    weights = draws.lead if task.top else draws.doubt + 0.2 * draws.doubt.mean() + 1e-12
+                    mask[name] = known.choose(task.count, weights, self._rng, task.spread)
+                masks.append(mask)
+        return masks
 
-    def _leaders(self, group: Iterable[str], turn: int) -> dict[str, np.ndarray]:
-        """The entry of each block whose turn it is to be measured alone, of those that may be the largest."""
-        found = {}
-        for name in group:
-            draws = self.draws[name]
-            if draws.leaders.size and draws.spread[0] > 0.25 * draws.spread[1]:
-                found[name] = draws.leaders[[turn % draws.leaders.size]]
+    def _tasks(self, name: str) -> list[Task]:
+        """What may be measured of a block: its largest entry, and entries that tell of its median."""
+        known, draws, number = self.known[name], self.draws[name], self._number[name]
+        top, median = (deviation**2 for deviation in draws.spread)
+        found = []
+        if draws.leaders.size:
+            count = 1 if draws.lead.max() > 0.5 else min(RIVALS, draws.leaders.size)
+            found.append(Task(number, count, top, 0.0, top=True))
+        spread, own = draws.share_spread**2, self.coupling[number, number]
+        most = max(known.g.size // 2, 1)
+        count = int(np.clip(2 * spread / max(own, 1e-12), min(FEWEST, most), min(MOST, most)))
+        found.append(Task(number, count, median, spread))
         return found
 
-    def _panel(self, group: Iterable[str]) -> dict[str, np.ndarray]:
-        """Entries of each block that tell of its median: so many that their noise is about the spread of r."""
-        found = {}
-        for name in group:
-            known, draws = self.known[name], self.draws[name]
-            if draws.spread[1] < 0.25 * draws.spread[0]:
-                continue
-            many = int(np.clip((draws.share_spread / max(known.own_noise, 1e-6)) ** 2, FEWEST, MOST))
-            weights = draws.doubt + 0.2 * draws.doubt.mean() + 1e-12
-            count = max(1, min(many, known.g.size // 2))
-            found[name] = self._rng.choice(known.g.size, count, replace=False, p=weights / weights.sum())
-        return found
-
-    def _pass(self, masks: list[dict[str, np.ndarray]]) -> None:
+    def _pass(self, masks: list[Mask]) -> None:
         """Make a product for each mask and add what it tells."""
-        for start in range(0, len(masks), WIDTH):
-            some = masks[start : start + WIDTH]
-            vectors = np.zeros((self.size, len(some)))
+        width = max(1, min(WIDTH, ENTRIES // self.size))
+        for start in range(0, len(masks), width):
+            some = masks[start : start + width]
+            vectors = np.zeros((self.size, len(some)), dtype=np.float32)
+            signs: list[Mask] = []
             for column, mask in zip(vectors.T, some, strict=True):
+                signs.append({name: self._rng.choice([-1.0, 1.0], chosen.size) for name, chosen in mask.items()})
                 for name, chosen in mask.items():
-                    known = self.known[name]
-                    column[known.indices[chosen]] = self._rng.choice([-1.0, 1.0], chosen.size) * known.scale[chosen]
+                    column[self.known[name].indices[chosen]] = signs[-1][name] * self.known[name].scale[chosen]
             results = self.products(vectors)
             self.spent += len(some)
-            for name, known in self.known.items():
-                active = [k for k, mask in enumerate(some) if name in mask]
-                if active:
-                    known.add(vectors[known.indices][:, active], results[known.indices][:, active])
+            for mask, sign, result in zip(some, signs, results.T, strict=True):
+                self._add(mask, sign, result)
 
-    def analyse(self, names: Iterable[str], count: int = DRAWS) -> None:
+    def _add(self, mask: Mask, signs: Mask, result: np.ndarray) -> None:
+        counts = np.zeros(len(self.known))
+        for name, chosen in mask.items():
+            counts[self._number[name]] = chosen.size
+        inside = np.flatnonzero(counts)
+        told = inside if inside.size == 1 else inside[~self._alone[inside]]
+        self._alone[told] |= inside.size == 1
+        for name, known in self.known.items():
+            k = self._number[name]
+            row = self.coupling[k]
+            if name in mask:
+                others = inside[inside != k]
+                elsewhere = SAFETY * float(np.nan_to_num(row[others], posinf=0.0) @ counts[others])
+                own = known.add(mask[name], signs[name], result, elsewhere)
+                row[k] = own if np.isinf(row[k]) else (row[k] + own) / 2
+            else:
+                row[told] = np.minimum(row[told], known.response(result) / counts[told]) if told.size else row[told]
+
+    def analyse(self, names: Sequence[str], count: int = DRAWS) -> None:
         """Draw the entries of these blocks anew."""
-        for name in names:
-            rng = np.random.default_rng([self.seed, self.known[name].number])
-            self.draws[name] = analyse(self.known[name], rng, count)
-
-
-def _dealt(names: list[str]) -> list[list[str]]:
-    """The names in at most `TURNS` groups, neighbours in different ones."""
-    return [names[k::TURNS] for k in range(min(TURNS, len(names)))]
+        found = analyse([self.known[name] for name in names], self.seed, count)
+        for name, draws in zip(names, found, strict=True):
+            self.draws[name] = draws
+            change = self.known[name].expect(draws.typical)
+            self.coupling[self._number[name]] *= change
+            self.coupling[:, self._number[name]] *= change

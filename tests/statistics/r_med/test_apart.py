@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 import geomtraj as gt
 from geomtraj.statistics.r_med.block import BlockKnown, analyse, middle
-from geomtraj.statistics.r_med.share import ShareModel
+from geomtraj.statistics.r_med.composition import Task, compose
+from geomtraj.statistics.r_med.share import ShareModel, Shares, fit
 from geomtraj.statistics.r_med.survey import Survey
 
 
@@ -24,10 +25,15 @@ def drawn_shares(rng: np.random.Generator, count: int, heavy: bool) -> tuple[np.
     return x, 2 - 0.5 * x + np.exp(-0.3 * x) * base + noise * rng.standard_normal(count), noise
 
 
+def model_of(x: np.ndarray, y: np.ndarray, noise: np.ndarray) -> ShareModel:
+    """The model of one block's shares."""
+    return fit([Shares(x, y, noise, np.ones(x.size))])[0]
+
+
 @pytest.mark.parametrize("heavy", [False, True])
 def test_centre_and_scale_are_found_from_noisy_shares(heavy):
     x, y, noise = drawn_shares(np.random.default_rng(0), 2000, heavy)
-    centre, scale = ShareModel(x, y, noise, np.ones(2000)).location(np.array([-1.0, 0.0, 1.0]))
+    centre, scale = model_of(x, y, noise).location(np.array([-1.0, 0.0, 1.0]))
     assert centre == pytest.approx([2.5, 2.0, 1.5], abs=0.12)
     assert scale == pytest.approx(np.exp([0.3, 0.0, -0.3]), rel=0.1)
 
@@ -35,7 +41,7 @@ def test_centre_and_scale_are_found_from_noisy_shares(heavy):
 def test_draws_hold_what_was_measured_and_widen_where_nothing_was():
     rng = np.random.default_rng(1)
     x, y, noise = drawn_shares(rng, 300, False)
-    model = ShareModel(x, y, noise, np.ones(300))
+    model = model_of(x, y, noise)
     places = np.zeros(3)
     drawn = model.draw(places, np.array([3.0, 3.0, 0.0]), np.array([1e-3, 0.5, math.inf]), 4000, rng)
     assert drawn.mean(0) == pytest.approx([3.0, 2.8, 2.0], abs=0.15)
@@ -49,24 +55,71 @@ def test_the_weighted_median_counts_zeros_and_what_entries_stand_for():
     assert middle(values, np.ones(4), 5)[0] == 0.0 and middle(values, np.ones(4), 4)[0] == 0.5
 
 
-def test_a_product_tells_of_its_entries_and_of_its_noise():
-    rng = np.random.default_rng(0)
-    size, g = 200, np.exp(rng.standard_normal(200))
-    off = rng.standard_normal((size, size)) * 0.05
+def test_models_of_several_blocks_are_those_of_each():
+    data = [
+        Shares(*drawn_shares(np.random.default_rng(k), 50 + 70 * k, heavy=k > 0), np.ones(50 + 70 * k)) for k in (0, 1)
+    ]
+    for alone, together in zip((fit([one])[0] for one in data), fit(data), strict=True):
+        x = np.linspace(-2, 2, 5)
+        assert np.allclose(alone.location(x), together.location(x)) and np.allclose(alone.root, together.root)
+
+
+def matrix_of_shares(
+    rng: np.random.Generator, rows: int, columns: int, beside: float
+) -> tuple[BlockKnown, np.ndarray, np.ndarray]:
+    """A block, its shares, and R (n, n), whose entries of a row disturb each other by `beside` and others by 0.05."""
+    size, g = rows * columns, np.exp(rng.standard_normal(rows * columns))
+    place = np.arange(size)
+    off = rng.standard_normal((size, size)) * np.where(
+        np.subtract.outer(place // columns, place // columns), 0.05, beside
+    )
     share = 0.3 + 0.2 * rng.standard_normal(size)
-    matrix = np.sqrt(g)[:, None] * (off + off.T) * np.sqrt(g)
-    matrix[np.arange(size), np.arange(size)] = g * share
-    known = BlockKnown(0, np.arange(size), g, np.zeros(size), 0)
-    survey = Survey({"w": known}, lambda v: matrix @ v, 0, size)
+    off = (off + off.T) / np.sqrt(2)
+    np.fill_diagonal(off, share)
+    known = BlockKnown(0, place, g, np.zeros(size), 0, place // columns, place % columns)
+    return known, share, np.sqrt(g)[:, None] * off * np.sqrt(g)
+
+
+@pytest.mark.parametrize(("rows", "columns", "beside"), [(200, 1, 0.05), (20, 10, 1.0), (20, 10, 0.1)])
+def test_a_product_tells_of_its_entries_and_of_its_noise(rows, columns, beside):
+    rng = np.random.default_rng(0)
+    known, share, matrix = matrix_of_shares(rng, rows, columns, beside)
+    survey = Survey({"w": known}, lambda v: matrix @ v, 0, rows * columns)
     survey.run(40, 0.0)
     y, noise = known.share
     measured = np.isfinite(noise)
     z = (y - share)[measured] / noise[measured]
-    assert measured.sum() > 30 and 0.7 < np.mean(z**2) < 1.4
-    assert known.own_noise == pytest.approx(0.05 * math.sqrt(2), rel=0.4)
-    draws, truth = analyse(known, rng), np.abs(g * (1 + share))
+    assert measured.sum() > 30 and 0.6 < np.mean(z**2) < 1.5
+    if columns > 1:
+        assert known.in_row == pytest.approx(beside**2, rel=0.5)
+    draws, truth = analyse([known], 0)[0], np.abs(known.g * (1 + share))
     assert abs(np.log(np.median(draws.median) / np.median(truth))) < 0.1
     assert abs(np.log(np.median(draws.largest) / truth.max())) < 0.1
+
+
+def test_entries_of_a_row_are_chosen_together_only_where_they_disturb_little():
+    rng = np.random.default_rng(0)
+    known, _, _ = matrix_of_shares(rng, 12, 30, 1.0)
+    weights = np.ones(360)
+    weights[:60] = 0.0
+    for in_row, spread, most in ((np.inf, 1.0, 1), (1.0, 0.2, 1), (0.01, 0.02, 3)):
+        known.in_row = in_row
+        chosen = known.choose(40, weights, rng, spread)
+        counts = np.bincount(chosen // 30, minlength=12)
+        assert counts.max() == most and (counts > 0).sum() == 6 and chosen.min() >= 60
+        assert np.unique(chosen).size == chosen.size
+        if most == 1:
+            assert np.unique(chosen % 30).size == 6
+
+
+def test_blocks_that_disturb_each_other_are_not_measured_together():
+    coupling = np.full((4, 4), 1e-3)
+    coupling[0, 1] = coupling[1, 0] = 100.0
+    tasks = [Task(block, 4, variance, 0.1) for block, variance in enumerate((0.5, 0.4, 0.1, 0.1))]
+    chosen = compose(tasks, coupling)
+    assert [task.block for task in chosen] == [0, 2, 3]
+    assert tasks[0].variance < 0.1 and tasks[1].variance == 0.4
+    assert compose(tasks, coupling)[0].block == 1
 
 
 class Transformer(nn.Module):

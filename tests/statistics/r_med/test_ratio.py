@@ -11,6 +11,7 @@ from geomtraj.errors import InputError
 from geomtraj.layout import Layout
 from geomtraj.statistics import Point
 from geomtraj.statistics.r_med import outcome_of
+from geomtraj.status import Code, Remark, Status
 
 
 def made(values, sem=None, shapes=None):
@@ -106,13 +107,18 @@ def test_without_standard_errors_there_is_no_upper_end():
 
 
 def test_what_the_diagonals_status_says_is_carried_and_a_note_leaves_ok():
-    remarks = "a: probed in parameter space; 1 of 2 entries of b are not finite"
+    remarks = Status(
+        [
+            Remark(Code.NOTE, "a: probed in parameter space", "a"),
+            Remark(Code.NOT_FINITE, "1 of 2 entries of b are not finite", "b"),
+        ]
+    )
     found = made([1.0, 2.0, 4.0, 8.0, 16.0], shapes={"a": (3,), "b": (2,)})
     noted = gt.r_med(Diagonal(found.values, found.sem, found.blocks, "probing", found.cost, remarks))
-    assert noted["a"].status == "ok; a: probed in parameter space"
-    assert noted["all"].status == "ok; a: probed in parameter space" and "probed" not in noted["b"].status
+    assert noted["a"].status == noted["all"].status == "a: probed in parameter space"
+    assert Status.read(noted["a"].status).good and noted["b"].status == "ok"
     general = gt.r_med(Diagonal(found.values, found.sem, found.blocks, "xdiag", found.cost, "xdiag: no examples"))
-    assert all(r.status.endswith("; xdiag: no examples") for r in general.values())
+    assert all(r.status == "xdiag: no examples" and r.status.good for r in general.values())
     outcome = outcome_of({"a": noted["a"]}, 0)
     assert outcome.status == "ok" and "probed in parameter space" in outcome.details["a"]["status"]
 
