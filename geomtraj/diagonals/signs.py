@@ -31,7 +31,7 @@ class _Signs(GroupEstimator):
     def at_tap(self, number: int, vectors: range) -> Tensor:
         """Signs (B, k, T, U) at one tap."""
         shape, dtype = self.graph.shape(number), self.graph.taps[number].eps.dtype
-        signs = self.sampling.signs(f"probing, tap {number}")
+        signs = self.sampling.signs(f"probing, site {number}")  # the name keeps the draws of a seed as they were
         return torch.stack([signs.of_examples(self.ids, k, shape, dtype) for k in vectors], 1)
 
 
@@ -91,7 +91,7 @@ class TapSigns(_Signs):
         """Add products over the first examples, or (None) all."""
         if not self._sums:
             self._sums = {target: [SharedSums(maps) for maps in self.maps] for target in self.targets}
-            signs = self.sampling.signs("probing, reuse")
+            signs = self.sampling.signs("probing, feedback")
             self._reuse = [ReuseTerm(self.graph, maps, signs, self.ids) for maps in self.maps]
         left = self.left(vectors)
         for target, right in self.images(left).items():
