@@ -82,6 +82,20 @@ def shared_module() -> gt.Problem:
     return classification(Net(), 4)
 
 
+def shared_relu() -> gt.Problem:
+    """One layer called twice in a piecewise linear network: its output bends by the parameter that is used twice."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.layer(torch.relu(self.layer(x))))
+
+    return classification(Net(), 4)
+
+
 def functional_transformer() -> gt.Problem:
     """Bare parameters, transposed weights, positions as a (1, T, D) table, gains written out, left products."""
 
@@ -223,7 +237,7 @@ def checkpointed_and_compiled() -> gt.Problem:
 PROBLEMS: dict[str, Callable[[], gt.Problem]] = {
     **{name: from_cases(name) for name in CASES},
     **{f.__name__: f for f in (
-        tanh_mlp, relu_mlp, grouped_cnn, conv1d_and_transposed, conv3d_and_transposed2d, shared_module,
+        tanh_mlp, relu_mlp, grouped_cnn, conv1d_and_transposed, conv3d_and_transposed2d, shared_module, shared_relu,
         functional_transformer, encoder_layer, cross_attention, flattened_positions, strange_uses, weighted_dicts,
         checkpointed_and_compiled,
     )},

@@ -29,16 +29,21 @@ class MeanVariance(NamedTuple):
 
 
 class Accumulator:
-    """Running sums by parameter, each with one more entry for what belongs nowhere."""
+    """Running sums by parameter, each with one more entry for what belongs nowhere, and which entries have any."""
 
     def __init__(self, layout: Layout, device: torch.device):
         self._totals = {
-            name: torch.zeros(3, slot.size + 1, dtype=torch.float64, device=device) for name, slot in layout.items()
+            name: torch.zeros(4, slot.size + 1, dtype=torch.float64, device=device) for name, slot in layout.items()
         }
 
     def add(self, name: str, index: Tensor | None, part: MeanVariance) -> None:
         """Add to the sums of one parameter at these places, or (None) at all of them."""
-        for total, more in zip(self._totals[name], part, strict=True):
+        *totals, touched = self._totals[name]
+        if index is None:
+            touched[:-1] = 1
+        else:
+            touched.index_fill_(0, index, 1)
+        for total, more in zip(totals, part, strict=True):
             if more is None:
                 continue
             if index is None:
@@ -47,8 +52,31 @@ class Accumulator:
                 total.index_add_(0, index, more.to(total.dtype))
 
     def sums(self) -> Tensor:
-        """Values, variances and their variances (3, P), one parameter after the other."""
+        """Values, variances, their variances, and 1 where anything was added, (4, P)."""
         return torch.cat([total[:, :-1] for total in self._totals.values()], 1)
+
+
+class Parts(NamedTuple):
+    """The accumulators of a diagonal: what was taken apart, and what was not.
+
+    Attributes:
+        gauss_newton: Of the Gauss-Newton part.
+        residual: Of the residual part.
+        whole: Of entries where the two parts are not told from each other.
+    """
+
+    gauss_newton: Accumulator
+    residual: Accumulator
+    whole: Accumulator
+
+    @classmethod
+    def of(cls, layout: Layout, device: torch.device) -> Parts:
+        """Empty ones for these parameters, on this device."""
+        return cls(*(Accumulator(layout, device) for _ in range(3)))
+
+    def sums(self) -> Tensor:
+        """The sums (3, 4, P) of the three, in this order."""
+        return torch.stack([one.sums() for one in self])
 
 
 class SharedSums:

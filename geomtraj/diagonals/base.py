@@ -52,8 +52,9 @@ class Diagonal:
         status: "ok", or what is wrong, a `Status`: its remarks name the parameter or block that they are about.
         dof: Degrees of freedom of each standard error (P,), from how the spreads of its parts differ (Satterthwaite);
             infinite where an entry is exact. None if unknown.
-        gauss_newton: The diagonal of J^T (d2L/dz2) J, z the model's output, where it was taken apart; None elsewhere.
-        residual: What is left, `values - gauss_newton.values`; None where that is.
+        gauss_newton: The diagonal of J^T (d2L/dz2) J, z the model's output; None by "hutchinson" and "xdiag" and where
+            the loss cannot be taken apart there.
+        residual: What is left of the Hessian's: `values` is the sum of both, unless they are `gauss_newton`'s own.
 
     Source: Satterthwaite 1946, "An approximate distribution of estimates of variance components", for `dof`.
     """

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
-from geomtraj.diagonals.base import Cost, Diagonal, Part, describe
-from geomtraj.diagonals.estimator import WIDTH, Estimator, GraphEstimator
+from geomtraj.diagonals.base import Cost, Diagonal, describe
+from geomtraj.diagonals.estimator import WIDTH, Estimator, GraphEstimator, Take, to_take
 from geomtraj.diagonals.exact import exact, refuse_slow
 from geomtraj.diagonals.one_hot import EntryOneHots, UnitOneHots, ValueOneHots
 from geomtraj.diagonals.output_vectors import OutputOneHots, outputs
-from geomtraj.diagonals.over_batches import Method, Sums, over_batches, over_ranks
+from geomtraj.diagonals.over_batches import Entries, Method, Sums, over_batches, over_ranks
+from geomtraj.diagonals.residual import Residual, reaches_through_output
 from geomtraj.errors import ExamplesInteract
 from geomtraj.layers.batches import Batch
 from geomtraj.layers.graph import LossGraph
@@ -68,22 +67,26 @@ def exact_by_layer(problem: Problem, theta: Tensor | None = None, *, max_seconds
         found = exact(Hessian(problem, theta), max_seconds=max_seconds)
         remark = Remark(Code.NOTE, f"{WHOLE}, since {why}")
         return replace(found, status=describe(found.values, problem.blocks, [remark]))
-    part = over_ranks(problem, sums)
+    entries = over_ranks(problem, sums)
     names = [name for name in problem.layout if any(name in unexplained for _, unexplained in told)]
-    products = sums.products + _take_whole(problem, theta, names, part, max_seconds)
-    status = describe(part.values, problem.blocks, [Remark(Code.NOTE, f"{n}: {WHOLE}", n) for n in names])
-    cost = Cost(products, time.perf_counter() - start)
-    return Diagonal(part.values, torch.zeros_like(part.values), problem.blocks, "exact", cost, status, part.dof)
+    products = sums.products + _take_whole(problem, theta, names, entries, max_seconds)
+    remarks = [Remark(Code.NOTE, f"{name}: {WHOLE}", name) for name in names]
+    return entries.diagonal(problem, "exact", Cost(products, time.perf_counter() - start), remarks)
 
 
-def _take_whole(problem: Problem, theta: Tensor, names: Sequence[str], part: Part, max_seconds: float) -> int:
-    """Put entries of some parameters by products with the whole Hessian into a part; the number of products."""
+def _take_whole(problem: Problem, theta: Tensor, names: list[str], entries: Entries, max_seconds: float) -> int:
+    """Put entries of some parameters in by products with the whole matrices; the number of products."""
     if not names:
         return 0
-    found = exact(Hessian(problem, theta).block(list(names)), max_seconds=max_seconds)
-    for name, slot in found.blocks.layout.items():
-        part.values[problem.layout[name].slice] = found.values[slot.slice]
-    return found.cost.matvecs
+    whole = exact(Hessian(problem, theta).block(names), max_seconds=max_seconds)
+    products, parts = whole.cost.matvecs, {"total": whole.values}
+    if reaches_through_output(problem, theta, names):
+        residual = exact(Residual(problem, theta).block(names), max_seconds=max_seconds)
+        products += residual.cost.matvecs
+        parts |= {"residual": residual.values, "gauss_newton": whole.values - residual.values}
+    for name, slot in whole.blocks.layout.items():
+        entries.put(problem.layout[name].slice, {part: values[slot.slice] for part, values in parts.items()})
+    return products
 
 
 @dataclass
@@ -113,18 +116,20 @@ def _plan(graph: LossGraph) -> list[GraphEstimator]:
     by_outputs: list[ProbeGroup] = []
     found: list[GraphEstimator] = []
     for group in probe_groups(graph):
-        one = _cheapest(group)
-        if group.piecewise_linear and outputs(graph) <= one.vectors:
+        kind = _cheapest(group)
+        fewer = outputs(graph) <= kind(group, Take.WHOLE).vectors
+        if fewer:
             by_outputs.append(group)
-        else:
-            found.append(one)
+        take = to_take(group, fewer)
+        if take is not None:
+            found.append(kind(group, take))
     return [*found, OutputOneHots(graph, by_outputs)] if by_outputs else found
 
 
-def _cheapest(group: ProbeGroup) -> GraphEstimator:
+def _cheapest(group: ProbeGroup) -> type[UnitOneHots | EntryOneHots | ValueOneHots]:
     if group.positions_decouple:
-        return UnitOneHots(group)
+        return UnitOneHots
     entries = sum(one.entries.numel() for one in group.shared_entries)
     if entries < group.values and all(maps.has_jvp for maps in group.shared()):
-        return EntryOneHots(group)
-    return ValueOneHots(group)
+        return EntryOneHots
+    return ValueOneHots

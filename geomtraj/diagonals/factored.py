@@ -21,7 +21,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from geomtraj.diagonals.accumulators import Accumulator, MeanVariance
+from geomtraj.diagonals.accumulators import Accumulator, MeanVariance, Parts
 from geomtraj.diagonals.estimator import Estimator
 from geomtraj.diagonals.products import Pair, Products
 from geomtraj.diagonals.sampling import Sampling
@@ -48,6 +48,8 @@ class Factored(Products):
         failed: Why it cannot, once that is found out; "" else.
     """
 
+    target = "residual"
+
     def __init__(
         self, groups: list[ProbeGroup], sampling: Sampling, ids: Tensor, otherwise: Callable[[], list[Estimator]]
     ):
@@ -59,14 +61,14 @@ class Factored(Products):
         self.replay: Replay | None = None
         self.failed = ""
 
-    def run(self, accumulator: Accumulator) -> int:
+    def run(self, parts: Parts) -> int:
         """Add the estimates, or those of what is run otherwise; see `Estimator`."""
         try:
             self.replay = self.replay or Replay(self.graph)
-            return super().run(accumulator)
+            return super().run(parts)
         except NotReplayed as error:
             self.failed = str(error)
-            return sum(one.run(accumulator) for one in self._otherwise())
+            return sum(one.run(parts) for one in self._otherwise())
         finally:
             self.replay = None
 
@@ -84,13 +86,13 @@ class Factored(Products):
         drawn = [self._draw(k, number) for k in range(len(self._operations))]
         return self._pulled([w for w, _ in drawn]), self._pulled([z for _, z in drawn])
 
-    def add_to(self, accumulator: Accumulator) -> None:
+    def add_to(self, parts: Parts) -> None:
         """Add the mean, and what operations directly at the taps contribute, exactly."""
-        super().add_to(accumulator)
+        super().add_to(parts)
         for operation in self._operations:
             for direct in operation.direct.values():
                 if direct.tap in self._alone:
-                    self._add_direct(direct, accumulator)
+                    self._add_direct(direct, parts.residual)
 
     def _add_direct(self, direct: Direct, accumulator: Accumulator) -> None:
         graph = self.graph

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from geomtraj.diagonals.accumulators import Accumulator, MeanVariance
+from geomtraj.diagonals.accumulators import MeanVariance, Parts
 from geomtraj.diagonals.base import Diagonal, Part
 from geomtraj.diagonals.estimator import Estimator
 from geomtraj.diagonals.output_vectors import FEW_OUTPUTS, OutputOneHots, OutputSigns, outputs
@@ -52,9 +52,10 @@ def gauss_newton(problem: Problem, samples: int = 64, seed: int = 0, theta: Tens
     Source:
         Schraudolph 2002, "Fast curvature matrix-vector products"; Dangel, Kunstner, Hennig 2020, "BackPACK".
     """
-    found = estimated(problem, theta, GaussNewton(Sampling(at_least("samples", samples, 1), seed, problem.examples)))
+    method = GaussNewton(Sampling(at_least("samples", samples, 1), seed, problem.examples))
+    found = estimated(problem, theta, method)
     assert found.dof is not None
-    return replace(found, gauss_newton=Part(found.values, found.sem, found.dof))
+    return replace(found, gauss_newton=Part(found.values, found.sem, found.dof), residual=None)
 
 
 @dataclass
@@ -103,7 +104,7 @@ class BatchSquares(Estimator):
         self._unexplained, self._ids = unexplained, ids
         self._signs = sampling.signs("gauss_newton, shared")
 
-    def run(self, accumulator: Accumulator) -> int:
+    def run(self, parts: Parts) -> int:
         """Add the mean; see `Estimator`.
 
         Raises:
@@ -133,7 +134,7 @@ class BatchSquares(Estimator):
         for name, mean, square in zip(self._unexplained.names, means, squares, strict=True):
             variance = square.flatten() / (samples * (samples - 1) if samples > 1 else torch.nan)
             uncertainty = 2 * variance.square() / (samples + 1)
-            accumulator.add(name, None, MeanVariance(mean.flatten(), variance, uncertainty))
+            parts.gauss_newton.add(name, None, MeanVariance(mean.flatten(), variance, uncertainty))
         return 2 * samples
 
 

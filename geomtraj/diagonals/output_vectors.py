@@ -25,6 +25,8 @@ def outputs(graph: LossGraph) -> float:
 class _OutputVectors(Products):
     """Sums over vectors xi of A(J^T F xi) * A(J^T F S xi)."""
 
+    target = "gauss_newton"
+
     @abstractmethod
     def vector(self, number: int) -> Tensor:
         """One vector for each example, (B, *output_shape)."""

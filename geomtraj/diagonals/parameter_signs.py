@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from geomtraj.diagonals.accumulators import Accumulator, MeanVariance
+from geomtraj.diagonals.accumulators import MeanVariance, Parts
 from geomtraj.diagonals.estimator import Estimator
 from geomtraj.diagonals.sampling import Sampling
 from geomtraj.layers.unexplained import RowGraph, Unexplained
@@ -27,7 +27,7 @@ class ParameterSigns(Estimator):
         self.vectors = sampling.samples
         self._unexplained, self._sampling, self._ids = unexplained, sampling, ids
 
-    def run(self, accumulator: Accumulator) -> int:
+    def run(self, parts: Parts) -> int:
         """Add the mean over the vectors, one row of the parameters after the other; see `Estimator`.
 
         Raises:
@@ -38,7 +38,7 @@ class ParameterSigns(Estimator):
         products = 0.0
         for graph, examples in rows.graphs:
             for name in self._unexplained.names:
-                accumulator.add(name, None, self._estimate(graph, name, self._ids[examples][: graph.rows]))
+                parts.whole.add(name, None, self._estimate(graph, name, self._ids[examples][: graph.rows]))
                 products += self.vectors * graph.share
         return round(products)
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from geomtraj.diagonals.accumulators import Accumulator, MeanVariance
+from geomtraj.diagonals.accumulators import Accumulator, MeanVariance, Parts
 from geomtraj.diagonals.estimator import GraphEstimator, blocks
 from geomtraj.diagonals.factored import Factored
 from geomtraj.diagonals.parts import Choice, Key, key_of_part
@@ -91,7 +91,7 @@ def choose(sampled: Pairs, samples: int, ways: Ways) -> Choice | None:
     Raises:
         NotReplayed: It would be worth trying, but the operations of the forward pass are not all seen.
     """
-    usable = [group for group, _ in sampled if not _feeds_itself(group)]
+    usable = [group for group, _ in sampled if not group.feeds_itself]
     if not usable or usable[0].graph.output_hessian is None or SIGNS * len(usable) / 2 < 2 * SHARED:
         return None
     graph = usable[0].graph
@@ -108,14 +108,9 @@ def choose(sampled: Pairs, samples: int, ways: Ways) -> Choice | None:
     return best(measure(alone, replay, ways), by_signs, samples)
 
 
-def _feeds_itself(group: ProbeGroup) -> bool:
-    """Whether a use of some entries takes what another use of them gave."""
-    return any(any(True for _ in group.graph.dependent_data(part.places)) for part in group.shared_entries)
-
-
 def measure(sampled: Pairs, replay: Replay, ways: Ways) -> dict[Key, Measured]:
     """The variances of both ways, by keys of parts."""
-    usable = [group for group, _ in sampled if not _feeds_itself(group)]
+    usable = [group for group, _ in sampled if not group.feeds_itself]
     factored = ways.factored(usable)
     factored.replay = replay
     together: list[Products] = [factored]
@@ -128,7 +123,7 @@ def measure(sampled: Pairs, replay: Replay, ways: Ways) -> dict[Key, Measured]:
         signs = ways.signs(group, split)
         _take_probes(signs)
         by_signs, by_products = Spreads(), [Spreads() for _ in range(2)]
-        signs.add_to(by_signs)
+        signs.add_to(Parts(by_signs, by_signs, by_signs))
         for one, spreads in zip(together, by_products, strict=False):
             one.add_group_to(group, spreads)
         possible = any(group is other for other in usable)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from geomtraj.diagonals.base import Diagonal
-from geomtraj.diagonals.estimator import Estimator, GraphEstimator
+from geomtraj.diagonals.estimator import Estimator, GraphEstimator, Take, to_take
 from geomtraj.diagonals.factored import Factored
 from geomtraj.diagonals.one_hot import UnitOneHots
 from geomtraj.diagonals.output_vectors import FEW_OUTPUTS, OutputOneHots, OutputSigns, outputs
@@ -35,53 +35,15 @@ def probing(problem: Problem, samples: int = 64, seed: int = 0, theta: Tensor | 
     Perturbations eps are added wherever a parameter enters linearly: (B, T, U) at the output of a weight. With random
     signs v there and u = (d2L_n/deps2) v, the estimate for the weight's entry (i, j) is the sum over examples n of
     (v_n^T x_n)_ij (u_n^T x_n)_ij. Each example has signs of its own, so the noise averages over examples as well as
-    over probes. What is done beyond that, with what it gave on a trained one-layer GPT (P = 12,984, 64 sequences of 32,
-    error relative to the block's norm at 64 probes, for qkv / attention out / mlp up / mlp down / head):
-
-    - All taps at once: 1.3 / .20 / 1.6 / .23 / .51. Each tap on its own: .10 / .069 / .12 / .058 / .027, for 1.5
-      times the time (a tap's pass starts at that tap, and its outer products are the same): kept.
-    - Where a tap's positions provably do not couple (after the last attention, and wherever there is one position:
-      every pair of positions is tried, for exact zeros), products of different positions are left out, which are
-      noise: .014 / .013 / .014 / .002 for the last four; outer products are then taken once, not for each probe. Where
-      such a tap has at most `samples` units, one-hot vectors in their place make it exact.
-    - H = J^T (d2L/dz2) J + R where the loss at the model's output z is diagonal or softmax-like, which is found out by
-      trying. The first part comes from squares, by passes that serve all taps, with a relative error of
-      sqrt(2 / (N samples)), or exactly where z has few entries; R vanishes within a layer of a piecewise linear
-      network. Together .067 for qkv.
-    - Signs on the entries of each example's own parameter in the place of signs on outputs: embedding .16 to .092,
-      first norm .15 to .023. Always better for what has one input (biases, norms, tokens; Cauchy-Schwarz); for weights
-      three probes on the first example decide, from 32 samples on.
-    - Uses of the same entries (tied weights, repeated modules) are summed before multiplying; where the input of one
-      depends on another, 2 g dx/dtheta is added, without which a tied embedding is off by half.
-    - No gain: signs that are products of one sign per position and one per unit (cheaper outer products, but these are
-      a tenth of the time, at 0.8 to 1.2 times the error), the norms all at once (4 % less time, up to twice their
-      error), separate passes for query, key and value, several probes in one batched backward pass (0.7 times the
-      speed on a CPU), R of all taps in one pass (two layers, P = 115,328: 140 to 670 times the variance in weights
-      behind the embedding, twice in it; 1.4 to 6 times within the later half), passes recorded and simplified as
-      `Hessian` does (0.7 to 0.9 times the time where it matters, for a preparation of seven).
-
-    - In deep networks (some twenty groups of taps and more, see `geomtraj.diagonals.pilot`) R of what gains by it comes
-      from two passes that serve all layers, by factored second derivatives (see `geomtraj.diagonals.factored`): at
-      twice the samples the better way for weights, 10 to 100 times in variance for a layer before an activation, and
-      mostly the worse for norms, which keep signs on their entries. A pilot on one example compares them part by part.
-      Trained GPT of six layers (P = 182,688, 16 sequences of 64, 8 samples): standard errors .63 of those by signs
-      alone in a block's rms and .52 in its median (geometric means over blocks; 2.5 at worst, in a norm) in .88 of the
-      time. GPTs of 4, 8, 16 layers at random parameters take 3.7, 7.0, 17.7 s (signs alone 3.1, 10.7 for 4 and 8).
-
-    In ReLU networks with ten outputs all this is exact. Time grows linearly with examples and with the width of layers;
-    with depth too where R comes from factored second derivatives, and signs for the rest take no longer than these.
-    Elsewhere R takes a pass from each tap to the loss and back, so time grows with the square of the depth. Where the
-    operations of the forward pass are not what autograd differentiates, as with custom functions that hold something
-    constant, it is signs alone, and the status says so.
+    over probes. The Gauss-Newton part of H, where the loss allows it, comes from squares, by passes that serve all
+    taps; only what is left is probed, one group of taps after the other. What is done beyond that, and what it gave,
+    stands in `docs/diagonal.md`.
 
     A parameter whose uses do not add up to its true gradient, or do not belong to one example each, is probed in
-    parameter space instead, one example's copy at a time; the status says so.
+    parameter space instead, one example's copy at a time; the status says so, and its parts are not told apart.
 
     The standard error is the spread over probes, example by example: the N examples are no sample but all that L
-    averages over. Measured variance of standardised errors over all entries of that GPT: 1.06, 1.03, 0.98 for 4, 8, 32
-    probes, with 94.4, 94.8, 95.3 % within 1.96. With few pairs of an example and a probe they are those of Student's t
-    with few degrees of freedom: 1.4 for 40 pairs; 6.6 for 2 probes in the embedding, where a token may occur in one
-    example alone.
+    averages over.
 
     Signs belong to the example, so that other batches of the same data give the same numbers up to rounding.
 
@@ -124,29 +86,25 @@ class Probing(Method):
 
     def explained(self, batch: Batch) -> list[Estimator]:
         """The Gauss-Newton part of all groups together, then what is left of each, one after the other."""
-        graph, samples = batch.graph, self.sampling.samples
+        graph, few_outputs = batch.graph, outputs(batch.graph) <= max(self.sampling.samples, FEW_OUTPUTS)
         gauss_newton: list[ProbeGroup] = []
         exact: list[Estimator] = []
         sampled: Pairs = []
-        few_outputs = outputs(graph) <= max(samples, FEW_OUTPUTS)
         for group in probe_groups(graph):
-            split = graph.output_hessian is not None
-            if group.positions_decouple:
-                positions, units = graph.shape(group.taps[0])
-                if group.piecewise_linear and few_outputs and outputs(graph) <= units:
-                    gauss_newton.append(group)
-                    continue
-                if units <= samples:
-                    exact.append(UnitOneHots(group))
-                    continue
-                split = few_outputs and positions == 1
-            if split:
+            _, units = graph.shape(group.taps[0])
+            by_units = group.positions_decouple and units <= self.sampling.samples
+            by_outputs = graph.output_hessian is not None
+            if by_units:  # then random outputs would be less than exact, and one-hot ones may be more work
+                by_outputs = few_outputs and (outputs(graph) <= units or not group.piecewise_linear)
+            if by_outputs:
                 gauss_newton.append(group)
-            if not (split and group.piecewise_linear):
-                sampled.append((group, split))
+            take = to_take(group, by_outputs)
+            if take is not None and by_units:
+                exact.append(UnitOneHots(group, take))
+            elif take is not None:
+                sampled.append((group, by_outputs))
         choice = self._chosen(sampled, batch, few_outputs)
         factored = choice.divided(sampled, True)
-        gauss_newton += [group for group, split in factored if not split]
         rest = [*exact, *self._all_signs(choice.divided(sampled, False), batch, choice.signs_samples)]
         if factored:
             rest.append(self._factored(factored, batch, choice.factored_samples))
@@ -201,16 +159,16 @@ class Probing(Method):
 
     def _signs(self, group: ProbeGroup, ids: Tensor, residual: bool, samples: int) -> GraphEstimator:
         """Signs for the whole second derivative, or for the `residual` part, where they give the least spread."""
-        sampling = replace(self.sampling, samples=samples)
+        sampling, take = replace(self.sampling, samples=samples), Take.RESIDUAL if residual else Take.WHOLE
         if group.positions_decouple:
-            return PositionSigns(group, sampling, ids, residual)
+            return PositionSigns(group, take, sampling, ids)
         shared = group.shared()
         can = all(maps.has_jvp for maps in shared)
-        if can and (all(maps.inputs == 1 for maps in shared) or self._compared(group, ids, residual)):
-            return EntrySigns(group, sampling, ids, residual)
-        return TapSigns(group, sampling, ids, residual)
+        if can and (all(maps.inputs == 1 for maps in shared) or self._compared(group, take, ids)):
+            return EntrySigns(group, take, sampling, ids)
+        return TapSigns(group, take, sampling, ids)
 
-    def _compared(self, group: ProbeGroup, ids: Tensor, residual: bool) -> bool:
+    def _compared(self, group: ProbeGroup, take: Take, ids: Tensor) -> bool:
         """Whether signs on the parameters' entries give less spread here than signs on the outputs.
 
         The first example alone decides, whatever its batch.
@@ -221,7 +179,7 @@ class Probing(Method):
         if place not in self.on_entries:
             pilot = range(-PILOT, 0)
             on_taps, on_entries = (
-                kind(group, self.sampling, ids, residual).pilot(pilot) for kind in (TapSigns, EntrySigns)
+                kind(group, take, self.sampling, ids).pilot(pilot) for kind in (TapSigns, EntrySigns)
             )
             self.on_entries[place] = on_entries < on_taps
         return self.on_entries[place]

@@ -7,7 +7,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from geomtraj.diagonals.accumulators import Accumulator, PositionSums, SharedSums
+from geomtraj.diagonals.accumulators import Accumulator, Parts, PositionSums, SharedSums
 from geomtraj.diagonals.estimator import WIDTH, GraphEstimator, blocks
 from geomtraj.layers.graph import LossGraph
 from geomtraj.layers.probe_groups import ProbeGroup
@@ -25,7 +25,12 @@ class Products(GraphEstimator):
         count: Number of pairs.
         spread_of: How many of them to take the spread of.
         exact: Whether their sum is the diagonal; else their mean.
+
+    Attributes:
+        target: Name of the accumulator that they go to.
     """
+
+    target: str
 
     def __init__(self, graph: LossGraph, groups: list[ProbeGroup], count: int, *, spread_of: int, exact: bool):
         super().__init__(graph)
@@ -54,10 +59,10 @@ class Products(GraphEstimator):
                     one.add(estimate * (estimate if right is left else maps.vjp(right, rows)), with_spread)
                 one.added(len(vectors), with_spread)
 
-    def add_to(self, accumulator: Accumulator) -> None:
+    def add_to(self, parts: Parts) -> None:
         """Add the diagonal's estimate."""
         for group in self.groups:
-            self.add_group_to(group, accumulator)
+            self.add_group_to(group, getattr(parts, self.target))
 
     def add_group_to(self, group: ProbeGroup, accumulator: Accumulator) -> None:
         """Add the estimate at one group of taps."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from geomtraj.diagonals.gauss_newton import no_split
-from geomtraj.layers.output_hessian import OutputRecorder
+from geomtraj.diagonals.gauss_newton import NoSplit, no_split
+from geomtraj.layers.output_hessian import OutputRecorder, close
 from geomtraj.operators.hessian import Hessian
 from geomtraj.problem import Problem
 
@@ -30,6 +31,16 @@ class Residual(Hessian):
 
     def __init__(self, problem: Problem, theta: Tensor | None = None):
         super().__init__(_Linearised(problem), theta, "kept")  # "differences" would move g too
+
+
+def reaches_through_output(problem: Problem, theta: Tensor, names: Iterable[str]) -> bool:
+    """Whether these parameters reach the loss through one output of the model alone."""
+    try:
+        linearised = _Linearised(problem).gradient(theta)
+    except NoSplit:
+        return False
+    whole = problem.gradient(theta)
+    return all(close(linearised[slot.slice], whole[slot.slice]) for slot in (problem.layout[name] for name in names))
 
 
 class _Linearised(Problem):

@@ -30,7 +30,7 @@ class ReuseTerm:
     def __init__(self, graph: LossGraph, maps: SharedVjp, signs: Signs, ids: Tensor):
         self._graph, self._shared, self._signs, self._ids = graph, maps, signs, ids
         self._taps = sorted({n for n, _ in maps.places})
-        self._data = dict(graph.dependent_data(maps.places))
+        self._data = graph.dependent_data(maps.places)
 
     def estimate(self, vectors: Sequence[int]) -> Callable[[slice], Tensor] | None:
         """The function from a range of examples to this term (rows, k, K), if there is one."""
@@ -58,7 +58,7 @@ class ReuseTerm:
 def exact_reuse_terms(graph: LossGraph, maps: SharedVjp) -> Iterator[Tensor]:
     """Estimates (rows, 1, K) whose sum is the reuse term."""
     taps = sorted({n for n, _ in maps.places})
-    for place, data in graph.dependent_data(maps.places):
+    for place, data in graph.dependent_data(maps.places).items():
         left = {n: 2 * graph.gradient(n).unsqueeze(1) for n in taps}
         for k in range(data[0].numel()):
             rho: dict[Place, Tensor] = {place: torch.zeros_like(data)}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from geomtraj.diagonals.accumulators import Accumulator, PositionSums, SharedSums
-from geomtraj.diagonals.estimator import WIDTH, GroupEstimator, blocks
+from geomtraj.diagonals.accumulators import Parts, PositionSums, SharedSums
+from geomtraj.diagonals.estimator import WIDTH, GroupEstimator, Take, blocks
 from geomtraj.diagonals.reuse import ReuseTerm
 from geomtraj.diagonals.sampling import Sampling
 from geomtraj.layers.probe_groups import ProbeGroup
@@ -18,66 +18,66 @@ class _Signs(GroupEstimator):
 
     Args:
         group: The taps.
+        take: Which second derivatives.
         sampling: How many vectors.
         ids: Numbers (B,) of the examples in the data.
-        residual: Whether to take the second derivative of the linearised loss <g, z> in the place of the loss.
     """
 
-    def __init__(self, group: ProbeGroup, sampling: Sampling, ids: Tensor, residual: bool):
-        super().__init__(group)
-        self.sampling, self.ids, self.residual = sampling, ids, residual
+    def __init__(self, group: ProbeGroup, take: Take, sampling: Sampling, ids: Tensor):
+        super().__init__(group, take)
+        self.sampling, self.ids = sampling, ids
         self.blocks = blocks(sampling.samples, WIDTH if group.positions_decouple else group.width(WIDTH))
 
     def at_tap(self, number: int, vectors: range) -> Tensor:
         """Signs (B, k, T, U) at one tap."""
         shape, dtype = self.graph.shape(number), self.graph.taps[number].eps.dtype
-        signs = self.sampling.signs(f"probing, site {number}")
+        signs = self.sampling.signs(f"probing, site {number}")  # the name keeps the draws of a seed as they were
         return torch.stack([signs.of_examples(self.ids, k, shape, dtype) for k in vectors], 1)
 
 
 class PositionSigns(_Signs):
     """Where positions decouple: products of different positions, which are noise, are left out."""
 
-    def __init__(self, group: ProbeGroup, sampling: Sampling, ids: Tensor, residual: bool):
-        super().__init__(group, sampling, ids, residual)
-        self._sums = PositionSums()
+    def __init__(self, group: ProbeGroup, take: Take, sampling: Sampling, ids: Tensor):
+        super().__init__(group, take, sampling, ids)
+        self._sums = {target: PositionSums() for target in self.targets}
 
     def take(self, vectors: range) -> None:
         """Add the products of these vectors with their images."""
-        v = self.at_tap(self.group.taps[0], vectors)
-        (u,) = self.graph.curvature(self.group.taps, [v], self.residual)
-        self._sums.add(u * v)
+        (number,) = self.group.taps
+        v = self.at_tap(number, vectors)
+        for target, images in self.images({number: v}).items():
+            self._sums[target].add(images[number] * v)
 
-    def add_to(self, accumulator: Accumulator) -> None:
+    def add_to(self, parts: Parts) -> None:
         """Add the mean."""
-        self._sums.add_to(self.group.maps(), accumulator)
+        for target, sums in self._sums.items():
+            sums.add_to(self.group.maps(), getattr(parts, target))
 
 
 class TapSigns(_Signs):
     """Signs on the outputs that the parameters give: one for each position and unit."""
 
-    def __init__(self, group: ProbeGroup, sampling: Sampling, ids: Tensor, residual: bool):
-        super().__init__(group, sampling, ids, residual)
-        self._sums: list[SharedSums] = []
+    def __init__(self, group: ProbeGroup, take: Take, sampling: Sampling, ids: Tensor):
+        super().__init__(group, take, sampling, ids)
+        self._sums: dict[str, list[SharedSums]] = {}
         self._reuse: list[ReuseTerm] = []
 
     def take(self, vectors: range) -> None:
         """Add the products of these vectors with their images."""
-        self._start()
-        with_spread = vectors.start < self.sampling.spread_samples and len(vectors) > 1
-        self._add(vectors, with_spread, None)
+        self._add(vectors, vectors.start < self.sampling.spread_samples and len(vectors) > 1, None)
 
     def pilot(self, vectors: range) -> float:
         """The spread of the first example's estimates by vectors that the estimate itself does not take."""
-        self._start()
         for block in blocks(len(vectors), self.group.width(WIDTH), vectors.start):
             self._add(block, True, 1)
-        return sum(float(one.variance.nan_to_num(0, 0, 0).sum()) for one in self._sums)
+        return sum(float(one.variance.nan_to_num(0, 0, 0).sum()) for sums in self._sums.values() for one in sums)
 
-    def add_to(self, accumulator: Accumulator) -> None:
+    def add_to(self, parts: Parts) -> None:
         """Add the mean."""
-        for one in self._sums:
-            one.add_to(accumulator)
+        for target, sums in self._sums.items():
+            for one in sums:
+                one.add_to(getattr(parts, target))
 
     def left(self, vectors: range) -> dict[int, Tensor]:
         """The random vectors (B, k, T, U) at each tap."""
@@ -87,23 +87,20 @@ class TapSigns(_Signs):
         """A(v), (rows, k, K)."""
         return maps.vjp(left, rows)
 
-    def _start(self) -> None:
-        if not self._sums:
-            self._sums = [SharedSums(maps) for maps in self.maps]
-            signs = self.sampling.signs("probing, feedback")
-            self._reuse = [ReuseTerm(self.graph, maps, signs, self.ids) for maps in self.maps]
-
     def _add(self, vectors: range, with_spread: bool, examples: int | None) -> None:
         """Add products over the first examples, or (None) all."""
+        if not self._sums:
+            self._sums = {target: [SharedSums(maps) for maps in self.maps] for target in self.targets}
+            signs = self.sampling.signs("probing, feedback")
+            self._reuse = [ReuseTerm(self.graph, maps, signs, self.ids) for maps in self.maps]
         left = self.left(vectors)
-        us = self.graph.curvature(self.group.taps, [left[n] for n in self.group.taps], self.residual)
-        right = dict(zip(self.group.taps, us, strict=True))
-        for one, maps, term in zip(self._sums, self.maps, self._reuse, strict=True):
-            reuse = term.estimate(vectors)
-            for rows in maps.chunks(len(vectors)) if examples is None else [slice(0, examples)]:
-                estimate = self.on_entries(maps, vectors, rows, left) * maps.vjp(right, rows)
-                one.add(estimate if reuse is None else estimate + reuse(rows), with_spread)
-            one.added(len(vectors), with_spread)
+        for target, right in self.images(left).items():
+            for one, maps, term in zip(self._sums[target], self.maps, self._reuse, strict=True):
+                reuse = term.estimate(vectors) if target == self.reuse_target else None
+                for rows in maps.chunks(len(vectors)) if examples is None else [slice(0, examples)]:
+                    estimate = self.on_entries(maps, vectors, rows, left) * maps.vjp(right, rows)
+                    one.add(estimate if reuse is None else estimate + reuse(rows), with_spread)
+                one.added(len(vectors), with_spread)
 
 
 class EntrySigns(TapSigns):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,9 @@ from geomtraj.layers.parameter_use import ExampleAxis, Tap, candidate_axes
 from geomtraj.layers.rules import RULES
 from geomtraj.layers.tracer import Replayer, Tracer
 from geomtraj.layers.vjp_maps import VjpMap, data_of, vjp_map
+
+SCALES = 128
+"""Powers of two of both signs that are told from each other in one product."""
 
 
 class LossGraph:
@@ -172,12 +175,14 @@ class LossGraph:
         """The gradient (B, T, U) at a tap."""
         return self.arranged(number, self._gradients[number].detach())
 
-    def dependent_data(self, places: list[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], Tensor]]:
+    def dependent_data(self, places: list[tuple[int, int]]) -> dict[tuple[int, int], Tensor]:
         """What uses at several places multiply, where that depends on perturbations, arranged as their maps have it."""
+        found = {}
         for number, use in places if len(places) > 1 else ():
             data = data_of(self.taps[number].uses[use], self.taps[number], self.axes[number])
             if data is not None and data.requires_grad:
-                yield (number, use), data
+                found[number, use] = data
+        return found
 
     def pulled_back(self, data: list[Tensor], along: list[Tensor], numbers: list[int]) -> list[Tensor]:
         """Derivative by the perturbations at these taps of <along, data>, (B, T, U) each."""
@@ -191,32 +196,50 @@ class LossGraph:
         return not self._gradients[number].requires_grad
 
     def coupled(self) -> list[int]:
-        """Taps where the second derivative couples examples, exactly; all of them if it does so between taps.
-
-        Every two examples differ in a bit of their numbers, so one product for each bit tries every pair.
-        """
+        """Taps where the second derivative couples examples, exactly; all of them if it does so between taps."""
         curved = [n for n in range(len(self.taps)) if not self.is_flat(n)]
         if self.examples == 1 or not curved:
             return []
-        numbers = torch.arange(self.examples, device=self.taps[0].eps.device)
-        bits = [((numbers >> bit) & 1 == 0)[:, None, None] for bit in range((self.examples - 1).bit_length())]
-        if all(self._decouples(curved, chosen) for chosen in bits):
+        examples = torch.arange(self.examples, device=self.taps[0].eps.device)[:, None, None]
+        if self._decouples(curved, examples, self.examples):
             return []
-        return [n for n in curved if not all(self._decouples([n], chosen) for chosen in bits)] or curved
+        return [n for n in curved if not self._decouples([n], examples, self.examples)] or curved
 
     def positions_decouple(self, number: int) -> bool:
         """Whether the second derivative at this tap couples no two positions, exactly.
 
-        Every two positions differ in a bit of their numbers, so one product for each bit tries every pair. No batch can
-        speak for another: where padding hides the later positions, say, they couple to nothing.
+        No batch can speak for another: where padding hides the later positions, say, they couple to nothing.
         """
-        positions, _ = self.shape(number)
-        places = torch.arange(positions, device=self.taps[number].eps.device)
-        bits = range((positions - 1).bit_length())
-        return all(self._decouples([number], ((places >> bit) & 1 == 1)[None, :, None]) for bit in bits)
+        count, _ = self.shape(number)
+        positions = torch.arange(count, device=self.taps[number].eps.device)[None, :, None]
+        return self._decouples([number], positions, count)
 
-    def _decouples(self, numbers: list[int], chosen: Tensor) -> bool:
-        us = self._curvature(numbers, [self.unequal(n) * chosen for n in numbers], residual=False)
+    def _decouples(self, numbers: list[int], labels: Tensor, count: int) -> bool:
+        """Whether the second derivative at these taps couples nothing with different labels out of `count`.
+
+        Two labels differ in a digit. Where all values with one digit are scaled by the same power of two, which rounds
+        nothing, the product must be scaled likewise, bit for bit: few products for many labels. Where it is not, for
+        rounding that changes from call to call, say, the labels' bits tell: what is not perturbed must be zero.
+        """
+        bits = (count - 1).bit_length()
+        vectors = [self.unequal(n) for n in numbers] if bits else []
+        if bits > 2 and self._scales(numbers, vectors, labels, count):
+            return True
+        return all(self._vanishes(numbers, vectors, (labels >> bit) & 1 == 1) for bit in range(bits))
+
+    def _scales(self, numbers: list[int], vectors: list[Tensor], labels: Tensor, count: int) -> bool:
+        plain, place = self._curvature(numbers, vectors, residual=False), 1
+        while place < count:
+            digits = (labels // place) % SCALES
+            scale = torch.exp2((digits // 2).to(vectors[0].dtype)) * (1 - 2 * (digits % 2))
+            scaled = self._curvature(numbers, [v * scale for v in vectors], residual=False)
+            if not all(bool(((u * scale == s) | ~u.isfinite()).all()) for u, s in zip(plain, scaled, strict=True)):
+                return False
+            place *= SCALES
+        return True
+
+    def _vanishes(self, numbers: list[int], vectors: list[Tensor], chosen: Tensor) -> bool:
+        us = self._curvature(numbers, [v * chosen for v in vectors], residual=False)
         return not any(bool((u.nan_to_num(0, 0, 0) * ~chosen).any()) for u in us)
 
     def unequal(self, number: int) -> Tensor:

@@ -39,7 +39,7 @@ class ProbeGroup:
         taps: Numbers of the taps.
         shared_entries: What enters.
         positions_decouple: Whether this is one tap, positions there provably do not couple, and each use is on its own.
-        piecewise_linear: Whether the model's output has no second derivative within these taps.
+        piecewise_linear: Whether the model's output has no second derivative by the parameters that enter here.
     """
 
     graph: LossGraph
@@ -82,6 +82,11 @@ class ProbeGroup:
         return sum(positions * units for positions, units in shapes)
 
     @property
+    def feeds_itself(self) -> bool:
+        """Whether a use of some entries multiplies what another use of them gave."""
+        return any(self.graph.dependent_data(one.places) for one in self.shared_entries)
+
+    @property
     def pointwise(self) -> bool:
         """Whether this is one tap, where each use is on its own and acts at each position alone."""
         if len(self.taps) > 1 or any(len(p.places) > 1 or p.repeated for p in self.shared_entries):
@@ -117,11 +122,11 @@ def _find_piecewise_linear(graph: LossGraph, groups: list[ProbeGroup]) -> None:
     for tried, group in enumerate(sorted(groups, key=lambda g: -max(g.taps))):
         if tried == 1 and graph.is_piecewise_linear([n for g in groups for n in g.taps]):
             for every in groups:
-                every.piecewise_linear = True
+                every.piecewise_linear = not every.feeds_itself
             return
-        group.piecewise_linear = graph.is_piecewise_linear(group.taps)
-        if not group.piecewise_linear:
+        if not graph.is_piecewise_linear(group.taps):
             return
+        group.piecewise_linear = not group.feeds_itself
 
 
 def _shared_entries(graph: LossGraph) -> list[SharedEntries]:

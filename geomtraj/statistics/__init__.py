@@ -15,6 +15,7 @@ from geomtraj.statistics.critical_sharpness import CriticalSharpness
 from geomtraj.statistics.cross_layer import CrossLayer
 from geomtraj.statistics.directional import Directional
 from geomtraj.statistics.eigenvectors import Eigenvectors
+from geomtraj.statistics.gauss_newton_diagonal import GaussNewtonDiagonal
 from geomtraj.statistics.l1_norm import L1Norm
 from geomtraj.statistics.loss import Loss
 from geomtraj.statistics.noise_scale import NoiseScale
@@ -40,6 +41,7 @@ REGISTRY: dict[str, type[Statistic]] = {
         Directional,
         Eigenvectors,
         L1Norm,
+        GaussNewtonDiagonal,
         Loss,
         MedianConditionRatio,
         NoiseScale,
@@ -161,6 +163,7 @@ def _checked(settings: object) -> Mapping[str, Mapping[str, Any]]:
 
 __all__ = [
     "REGISTRY",
+    "GaussNewtonDiagonal",
     "Loss",
     "MedianConditionRatio",
     "Outcome",

@@ -55,7 +55,7 @@ def test_a_table_with_many_rows_takes_a_product_for_each_value_that_occurs():
     problem = gt.Problem(model, lambda m, b: (m(b[0]) - b[1]).square().sum(2), [(tokens, y)])
     found = exact_by_layer(problem)
     assert torch.allclose(found.values, gt.Hessian(problem).dense().diagonal(), rtol=1e-10, atol=1e-13)
-    assert found.cost.matvecs < 100  # 20 at each of three uses of the table, of 200 entries
+    assert found.cost.matvecs < 120  # 20 at the output and at each of four taps; the table has 200 entries
 
 
 @pytest.mark.parametrize("where", ["batch norm", "loss"])
@@ -72,7 +72,7 @@ def test_examples_that_depend_on_each_other_take_products_with_the_whole(where):
     problem = gt.Problem(model, mixing if where == "loss" else cross_entropy, split([3, 3], x, y))
     found = gt.diagonal(problem, "exact")
     assert torch.allclose(found.values, gt.Hessian(problem).dense().diagonal(), rtol=1e-10, atol=1e-13)
-    assert found.cost.matvecs == problem.size
+    assert found.cost.matvecs == (1 if where == "batch norm" else 2) * problem.size  # the two parts apart
     if where == "batch norm":
         assert found.status.startswith("a product with the whole Hessian for each entry, since '1' computes batch stat")
     else:

@@ -27,7 +27,7 @@ REPLAYED = [
 
 def everything(sampled, samples, ways) -> Choice:
     """All that can be factored is."""
-    groups = [group for group, _ in sampled if not pilot._feeds_itself(group)]
+    groups = [group for group, _ in sampled if not group.feeds_itself]
     return Choice(frozenset(key_of_part(g, p) for g in groups for p in g.shared_entries), samples, samples)
 
 
