@@ -123,7 +123,8 @@ def test_in_the_control_the_singular_vectors_are_r_med(smoke):
     for r in rows:
         side = "left" if r["layer"] == "W1.weight" else "right"
         assert float(r["R_med value"]) == pytest.approx(float(r[side]), rel=0.15)
-        assert float(r["factorised"]) == pytest.approx(float(r["R_med value"]), rel=1e-3)
+        # The Gauss-Newton diagonal is everything there, and R_med's comes from random vectors.
+        assert float(r["factorised"]) == pytest.approx(float(r["R_med value"]), rel=1e-2)
     assert "The control" in result.output
 
 

@@ -169,7 +169,10 @@ class Engine:
             try:
                 return torch.cat([made.block(part) for part in rows.split(width)])
             except (RuntimeError, MemoryError) as error:
-                if width == 1 or not is_out_of_memory(error):
+                if not is_out_of_memory(error):  # a mode in which another problem of the structure was not
+                    autotune.one_by_one(self.known, name)
+                    return made.products(rows)
+                if width == 1:
                     raise
             width = self._width = width // 2
 

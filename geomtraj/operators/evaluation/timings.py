@@ -129,9 +129,16 @@ def structure(problem: Problem, curvature: Curvature, layout: Layout) -> str:
         curvature.name, str(problem.dtype), str(torch.__version__), str(torch.get_num_threads()),
         torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         repr(layout), str(problem.examples), f"{problem.total_weight:g}",
+        _code(problem.objective.loss), *(_code(type(module).forward) for module in problem.model.modules()),
         *(type(module).__qualname__ for module in problem.model.modules()),
     ]  # fmt: skip
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _code(function: object) -> str:
+    """What a function does, as far as its own bytes and names tell."""
+    code = getattr(function, "__code__", None)
+    return "" if code is None else f"{code.co_name} {code.co_names} {code.co_code.hex()}"
 
 
 def worth_changing(

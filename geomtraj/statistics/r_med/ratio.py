@@ -224,8 +224,8 @@ def _tiny(found: Diagonal) -> list[str]:
 
 
 def _is_rounding(found: Diagonal, label: str, entries: np.ndarray) -> bool:
-    """By the Gauss-Newton part where it is known: its entries are squares, which tells small ones from rounding."""
-    if found.gauss_newton is not None:
+    """By the Gauss-Newton part where it is a sum of squares, which tells small entries from rounding."""
+    if found.gauss_newton is not None and found.method != "exact":
         g = found.gauss_newton.values.double().cpu().numpy()
         return is_rounding(found.blocks[label].take(g), g, found.values.dtype)
     limit = ROUNDING * torch.finfo(found.values.dtype).eps * float(found.values.abs().nan_to_num().max())
