@@ -332,6 +332,7 @@ def test_batches_that_cannot_be_cut_are_told(monkeypatch):
 @pytest.mark.parametrize("operator", [gt.Hessian, gt.GGN])
 def test_graphs_are_dropped_before_batches_are_cut(monkeypatch, operator):
     monkeypatch.setattr(timings, "STRUCTURES", {})  # nothing learnt from other tests' problems of this structure
+    monkeypatch.setattr(timings, "_KNOWN", weakref.WeakKeyDictionary())
     case = CASES["mlp"]()
     hessian = operator(case.problem)
     vector = case.problem.theta()

@@ -171,7 +171,8 @@ def _measured(
 
     refinement = _refinement(found, measure, budget, rtol, seed)
     refinement.run()
-    if found.gauss_newton is None and isinstance(problem, Problem) and _tiny(found):
+    squares = found.gauss_newton is not None and found.method != "exact"
+    if not squares and isinstance(problem, Problem) and _tiny(found):
         with suppress(NoSplit, ExamplesInteract):
             found = replace(found, gauss_newton=gauss_newton(problem, FEW, seed, theta).gauss_newton)
     return _ratios(refinement, found), found.cost.matvecs + refinement.spent
@@ -225,7 +226,7 @@ def _tiny(found: Diagonal) -> list[str]:
 
 def _is_rounding(found: Diagonal, label: str, entries: np.ndarray) -> bool:
     """By the Gauss-Newton part where it is a sum of squares, which tells small entries from rounding."""
-    if found.gauss_newton is not None and found.method != "exact":
+    if found.gauss_newton is not None:
         g = found.gauss_newton.values.double().cpu().numpy()
         return is_rounding(found.blocks[label].take(g), g, found.values.dtype)
     limit = ROUNDING * torch.finfo(found.values.dtype).eps * float(found.values.abs().nan_to_num().max())
