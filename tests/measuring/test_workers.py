@@ -108,7 +108,7 @@ def test_a_problem_is_unpacked_once_in_each_process(run):
         list(executor.map(time.sleep, [0.01] * 4))  # the workers are there before the problem is
         measured(run, troubled(run, "none"), executor=executor)
         held = set(executor.map(held_problems, range(8)))
-    assert all(count == 1 for _, count in held)
+    assert {count for _, count in held} in ({1}, {0, 1})  # one worker may have been quick enough to take all units
 
 
 def held_problems(_):
