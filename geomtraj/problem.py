@@ -92,13 +92,9 @@ class Problem:
         (normal,), rank = made, 0 if ranks is None else ranks.rank
         agreed = agree(parts, rank, normal.layout, warn=check)
         first = next(iter(normal.parameters().values()))
-        self._normal, self._ranks, self._batches, self._loss = normal, ranks, normal.batches, loss
-        self.objective, self.layout, self.mode, self.model = (
-            normal.objective,
-            normal.layout,
-            mode,
-            normal.objective.model,
-        )
+        self._normal, self._ranks, self._batches = normal, ranks, normal.batches
+        self.objective, self.layout = normal.objective, normal.layout
+        self.model, self.mode = normal.objective.model, mode
         self.objective.differentiates = agreed.differentiates  # on each process the objective behaves in the same way
         self.blocks = arranged(normal.layout, agreed.recognised, blocks)
         self.dtype, self.device, self.rank = first.dtype, first.device, rank

@@ -23,7 +23,7 @@ def shared(case, batches=None, **options):
     """The case's problem with its batches shared out."""
     whole = case.problem
     batches = shard(list(whole.batches), dist.group.WORLD) if batches is None else batches
-    return gt.Problem(whole.model, whole._loss, batches, group=dist.group.WORLD, **options)
+    return gt.Problem(whole.model, whole.objective.loss, batches, group=dist.group.WORLD, **options)
 
 
 def measured(problem):
@@ -71,7 +71,9 @@ def equal(rank, size, folder):
             "ranks": problem.on_ranks(lambda: rank),
         }
         if rank == 0:  # without group= it asks nobody
-            report[name]["alone"] = gt.Problem(case.problem.model, case.problem._loss, case.problem.batches).loss()
+            report[name]["alone"] = gt.Problem(
+                case.problem.model, case.problem.objective.loss, case.problem.batches
+            ).loss()
     return report
 
 
@@ -132,7 +134,7 @@ def refused(rank, size, folder):
     def losses(model, batch):
         if rank == 1 and broken:
             raise KeyError("a hole in the data")
-        return case.problem._loss(model, batch)
+        return case.problem.objective.loss(model, batch)
 
     def make(**options):
         return gt.Problem(
@@ -173,7 +175,7 @@ def products(rank, size, trouble):
         calls += 1
         if rank == 1 and calls == 20:
             trouble()
-        return case.problem._loss(model, batch)
+        return case.problem.objective.loss(model, batch)
 
     problem = gt.Problem(case.problem.model, losses, batches, group=dist.group.WORLD)
     ggn = gt.GGN(problem, strategy="double-backward-fresh")  # the loss is evaluated in each product

@@ -52,7 +52,7 @@ def test_globs_select_parameters_and_near_names_are_listed():
 def test_tied_weights_count_once_and_answer_to_both_names():
     case = CASES["gpt"]()
     assert "head.weight" not in list(case.problem.layout) and case.problem.size == 136
-    tied = gt.Problem(case.problem.model, case.problem._loss, list(case.problem.batches), params="head.weight")
+    tied = gt.Problem(case.problem.model, case.problem.objective.loss, list(case.problem.batches), params="head.weight")
     assert list(tied.layout) == ["embedding.weight"]
 
 

@@ -107,7 +107,7 @@ def test_an_exact_name_wins_over_a_glob_whatever_is_in_it(name):
     weight = f"{name}.weight"
     assert [block.name for block in problem.blocks.select(weight)] == [weight]
     assert list(gt.Hessian(problem).block(weight).layout) == problem.select(weight) == [weight]
-    assert list(gt.Problem(model, problem._loss, problem.batches, params=weight).layout) == [weight]
+    assert list(gt.Problem(model, problem.objective.loss, problem.batches, params=weight).layout) == [weight]
 
 
 MODEL = {"w": (6, 4), "b": (6,), "x": (3, 2, 8), "s": ()}
@@ -196,7 +196,7 @@ def test_a_mapping_leaves_the_other_fused_matrices_split_and_can_say_otherwise()
         problem = gt.Problem(model, lambda m, x: m(x).square().mean(-1), [x], blocks=blocks)
         start = "blocks.0.attention.qkv."
         assert [name.removeprefix(start) for name in problem.blocks if start in name] == names
-        joined = gt.Problem(model, problem._loss, [x], blocks={"layer": gt.join("blocks.0.*")})
+        joined = gt.Problem(model, problem.objective.loss, [x], blocks={"layer": gt.join("blocks.0.*")})
         assert [name for name in joined.blocks if name not in joined.layout] == ["layer"]
         assert joined.fingerprint() != problem.fingerprint(), "results of other blocks are other results"
 
@@ -263,7 +263,7 @@ def test_names_of_parts_that_are_taken_already():
 
 def test_selected_and_tied_parameters():
     problem = small_gpt(tied=True)
-    some = gt.Problem(problem.model, problem._loss, problem.batches, params=["head.weight", "*.qkv.bias"],
+    some = gt.Problem(problem.model, problem.objective.loss, problem.batches, params=["head.weight", "*.qkv.bias"],
                       blocks={"head.weight": gt.split(7)})  # fmt: skip
     assert list(some.blocks)[:2] == ["embedding.weight[0]", "embedding.weight[1]"] and len(some.blocks) == 7 + 2 * 3
     assert some.blocks["head.weight[3]"] is some.blocks["embedding.weight[3]"]
@@ -280,7 +280,7 @@ def test_selected_and_tied_parameters():
         with pytest.raises(gt.InputError, match="names and globs must be strings"):
             gt.Hessian(some).block(globs)
         with pytest.raises(gt.InputError, match="names and globs must be strings"):
-            gt.Problem(problem.model, problem._loss, problem.batches, params=globs)
+            gt.Problem(problem.model, problem.objective.loss, problem.batches, params=globs)
     with pytest.raises(gt.InputError, match="means 7 blocks"):
         some.blocks.find("embedding*")
 

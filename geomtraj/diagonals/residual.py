@@ -30,7 +30,7 @@ class Residual(Hessian):
     """
 
     def __init__(self, problem: Problem, theta: Tensor | None = None):
-        super().__init__(_Linearised(problem), theta, "kept")  # "differences" would move g too
+        super().__init__(_Linearised(problem), theta, "double-backward")  # differences of gradients would move g too
 
 
 def reaches_through_output(problem: Problem, theta: Tensor, names: Iterable[str]) -> bool:

@@ -199,7 +199,7 @@ class Point:
         Always made in the same way: one chosen by timing would round differently from run to run, and a repeated
         measurement would not give the same bits.
         """
-        return Hessian(self.problem, self.theta, WAY)
+        return Hessian(self.problem, self.theta, STRATEGY)
 
     def eigenpairs(self, k: int, which: str = "LA", *, tol: float = 1e-4, seed: int = 0) -> Eigenpairs:
         """Extreme eigenpairs of the Hessian, as by `gt.eigsh`."""
@@ -211,8 +211,8 @@ class Point:
         return self.shared("diagonal", make, method, samples, seed)
 
 
-WAY = "kept"
-"""The way of Hessian products in statistics."""
+STRATEGY = "double-backward"
+"""Of Hessian products in statistics: always the same, so that a repeated measurement gives the same bits."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from geomtraj.linalg import trace
 from geomtraj.operators import Hessian
 from geomtraj.operators.guard import check_derivatives
 from geomtraj.problem import Problem
-from geomtraj.statistics.base import Outcome, Point, Quantity, Statistic, without
+from geomtraj.statistics.base import STRATEGY, Outcome, Point, Quantity, Statistic, without
 from geomtraj.status import Code, Remark, Status
 from geomtraj.trees import arrays_of
 
@@ -66,7 +66,7 @@ class TokenGroups(Statistic):
         for number, chosen in enumerate(members, start=1):
             part = _restricted(problem, place, chosen)
             gradient = part.gradient(point.theta)
-            found = trace(Hessian(part, point.theta, "kept"), max(self.probes, 1), self.seed)
+            found = trace(Hessian(part, point.theta, STRATEGY), max(self.probes, 1), self.seed)
             spent += found.matvecs
             quantities[f"loss {number}"] = Quantity.exact(float(part.loss(point.theta)))
             quantities[f"gradient {number}"] = Quantity.exact(float(gradient.norm()))
@@ -123,7 +123,7 @@ def grouped(counts: Tensor, groups: int) -> list[Tensor]:
 
 def _restricted(problem: Problem, place: int, chosen: Tensor) -> Problem:
     """The mean loss of the labels in a group."""
-    original: Callable[..., Any] = problem._loss
+    original: Callable[..., Any] = problem.objective.loss
 
     def loss(model: Any, batch: Any) -> tuple[Tensor, Tensor]:
         labels = torch.as_tensor(list(arrays_of(batch))[place])

@@ -100,7 +100,7 @@ def test_values_that_are_not_finite_stay():
 
 def test_theta_and_a_glob():
     problem, _ = build("gpt")
-    some = gt.Problem(problem.model, problem._loss, problem.batches, params=["qkv.*", "norm.*"])
+    some = gt.Problem(problem.model, problem.objective.loss, problem.batches, params=["qkv.*", "norm.*"])
     theta = some.theta() + 0.1
     exact = gt.Hessian(some, theta).dense().diagonal()
     assert torch.allclose(exact_by_layer(some, theta).values, exact, rtol=1e-9, atol=1e-13)

@@ -98,10 +98,10 @@ def test_degrees_of_freedom_do_not_depend_on_the_size_of_the_loss():
     model = problem.model.float()
 
     def scaled(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        losses, weights = problem._loss(model, batch)
+        losses, weights = problem.objective.loss(model, batch)
         return 1e-12 * losses, weights
 
-    usual, small = (probing(gt.Problem(model, loss, problem.batches), 6) for loss in (problem._loss, scaled))
+    usual, small = (probing(gt.Problem(model, loss, problem.batches), 6) for loss in (problem.objective.loss, scaled))
     noisy = usual.sem > 1e-5 * usual.values.abs().max()
     assert torch.allclose(usual.dof[noisy], small.dof[noisy], rtol=1e-2)
 
@@ -113,7 +113,7 @@ def regrouped(problem: gt.Problem, sizes: list[int]) -> gt.Problem:
         parts = [dict(zip(columns, parts, strict=True)) for parts in split(sizes, *columns.values())]
     else:
         parts = split(sizes, *(torch.cat(column) for column in zip(*problem.batches, strict=True)))
-    return gt.Problem(problem.model, problem._loss, parts)
+    return gt.Problem(problem.model, problem.objective.loss, parts)
 
 
 @pytest.mark.parametrize("name", ["gpt", "grouped_cnn", "shared_module", "encoder_layer", "strange_uses", "tanh_mlp"])
@@ -131,7 +131,7 @@ def test_every_example_has_its_own_signs():
     problem, exact = build("gpt")
     x = {key: torch.cat([b[key] for b in problem.batches]) for key in ("tokens", "mask")}
     copies = [{key: value.repeat(40, 1) for key, value in x.items()}]
-    many = gt.Problem(problem.model, problem._loss, copies)
+    many = gt.Problem(problem.model, problem.objective.loss, copies)
 
     def error(p: gt.Problem) -> float:
         return sum(float((probing(p, 2, seed).values - exact).square().sum()) for seed in range(6))
@@ -184,14 +184,14 @@ def test_theta_and_float32():
     assert (diagonal.values - exact).norm() < 0.3 * exact.norm()
     model = problem.model.float()
     data = [{"tokens": b["tokens"], "mask": b["mask"]} for b in problem.batches]
-    single = probing(gt.Problem(model, problem._loss, data), 40, theta=theta.float())
+    single = probing(gt.Problem(model, problem.objective.loss, data), 40, theta=theta.float())
     assert single.values.dtype == torch.float32
     assert (single.values - diagonal.values).norm() < 1e-3 * exact.norm()
 
 
 def test_selected_parameters_and_unused_ones():
     problem, exact = build("gpt")
-    some = gt.Problem(problem.model, problem._loss, problem.batches, params=["qkv.*", "head.weight"])
+    some = gt.Problem(problem.model, problem.objective.loss, problem.batches, params=["qkv.*", "head.weight"])
     slots = [problem.layout[name].slice for name in some.layout]
     expected = torch.cat([exact[slot] for slot in slots])
     diagonal = probing(some, 100)

@@ -331,8 +331,6 @@ def test_batches_that_cannot_be_cut_are_told(monkeypatch):
 
 @pytest.mark.parametrize("operator", [gt.Hessian, gt.GGN])
 def test_graphs_are_dropped_before_batches_are_cut(monkeypatch, operator):
-    monkeypatch.setattr(timings, "STRUCTURES", {})  # nothing learnt from other tests' problems of this structure
-    monkeypatch.setattr(timings, "_KNOWN", weakref.WeakKeyDictionary())
     case = CASES["mlp"]()
     hessian = operator(case.problem)
     vector = case.problem.theta()
@@ -368,6 +366,38 @@ def test_fewer_vectors_in_one_pass_where_memory_is_short(monkeypatch):
     assert close(hessian @ vectors, case.hessian() @ vectors)
     assert max(widths[3:]) <= 2
     assert hessian.strategy == "double-backward"
+
+
+def test_what_was_learnt_is_shared_by_what_a_model_does_and_not_by_its_name():
+    class Net(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).tanh()
+
+    tanh = Net
+
+    class Net(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).exp()
+
+    def problem(kind):
+        return gt.Problem(kind(3, 2).double(), lambda m, b: m(b).square().sum(1), [torch.randn(4, 3).double()])
+
+    one, same, other = problem(tanh), problem(tanh), problem(Net)
+    assert learnt(one).learnt is learnt(same).learnt
+    assert learnt(one).learnt is not learnt(other).learnt
+
+
+def test_several_vectors_in_one_pass_that_another_problem_could_do_are_done_one_by_one(monkeypatch):
+    case = CASES["mlp"]()
+    learnt(case.problem).learnt.timings["double-backward"] = Timing(0.0, 1e-9, block=1e-10)
+
+    def block(strategy, rows):
+        raise RuntimeError("Batching rule not implemented for aten::item.")
+
+    monkeypatch.setattr(DoubleBackward, "block", block)
+    vectors = torch.randn(case.problem.size, 5, dtype=torch.float64)
+    assert close(gt.Hessian(case.problem) @ vectors, case.hessian() @ vectors)
+    assert learnt(case.problem).learnt.timings["double-backward"].block == math.inf
 
 
 def test_too_large_batches_are_foreseen(monkeypatch):

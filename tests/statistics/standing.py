@@ -61,7 +61,7 @@ def trained(path: Any, problem: gt.Problem, make: Make, steps: int = 5, every: i
         for _ in range(steps):
             for optimizer in several:
                 optimizer.zero_grad()
-            total = sum(problem._loss(model, b).sum() for b in batches) / problem.total_weight
+            total = sum(problem.objective.loss(model, b).sum() for b in batches) / problem.total_weight
             total.backward()
             for optimizer in several:
                 optimizer.step()

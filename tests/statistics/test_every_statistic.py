@@ -81,6 +81,18 @@ def test_it_is_measured_by_name_along_a_run(name, runs):
     assert len(results.of(name)) == 2 and not any(m.status.startswith("failed") for m in results.of(name))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_criterion_of_torchs_is_the_loss_written_out(name, runs):
+    run = run_of(runs, "c")
+    written = classification()
+    criterion = gt.Problem(written.model, nn.CrossEntropyLoss(), written.batches)
+    with at(run, written, 3) as point, at(run, criterion, 3) as other:
+        expected, found = statistic_of(name).measure(point), statistic_of(name).measure(other)
+    assert found.quantities.keys() == expected.quantities.keys() and found.quantities
+    for label, q in found.quantities.items():
+        assert q.value == pytest.approx(expected.quantities[label].value, rel=1e-6), label
+
+
 @pytest.mark.parametrize("name", [n for n in NAMES if REGISTRY[n].needs])
 def test_one_that_needs_a_trajectory_says_so_at_a_point_of_its_own(name):
     with pytest.raises(InputError, match="not one of a trajectory"):

@@ -202,7 +202,7 @@ def test_parts_of_a_matrix_are_rows_and_columns_of_its_moments():
         "out.weight": gt.split(2, groups=2),
         "both": gt.join("*weight[q]", "*weight[k]"),
     }
-    problem = gt.Problem(problem.model, problem._loss, batches, blocks=split)
+    problem = gt.Problem(problem.model, problem.objective.loss, batches, blocks=split)
     found, moments = measured(problem, samples=4), kfac_factors(problem, problem.theta(), 4, 0)
     (part,), (out,) = moments.parts["qkv.weight"], moments.parts["out.weight"]
     assert part.index.shape == (1, 12, 4)

@@ -15,7 +15,7 @@ from geomtraj.diagonals.gauss_newton import gauss_newton, no_split
 from geomtraj.diagonals.residual import Residual
 from geomtraj.operators import Hessian, SymmetricOperator, check_derivatives, with_remark
 from geomtraj.problem import Problem
-from geomtraj.statistics.base import WAY
+from geomtraj.statistics.base import STRATEGY
 from geomtraj.statistics.r_med.block import BlockKnown, middle
 from geomtraj.statistics.r_med.interval import Interval, Ratios, over
 from geomtraj.statistics.r_med.survey import Survey
@@ -135,7 +135,7 @@ def take_apart(
         _check_vanishing(survey, nothing, g.max(), eps)
     apart = Apart(problem.blocks, survey, zero, found)
     if known:
-        operator = Hessian(problem, theta, WAY) if hessian is None else hessian
+        operator = Hessian(problem, theta, STRATEGY) if hessian is None else hessian
         single = [(name, np.zeros(1, dtype=int)) for name, one in known.items() if one.g.size == 1]
         _measure(apart, operator, single)  # nothing beside them tells their noise
         survey.run(R_PASSES[0] + R_PASSES[1] * samples, rtol)

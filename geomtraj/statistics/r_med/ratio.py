@@ -24,7 +24,7 @@ from geomtraj.layout import Layout
 from geomtraj.linalg.chunks import at_least
 from geomtraj.operators import Hessian, SymmetricOperator
 from geomtraj.problem import Problem
-from geomtraj.statistics.base import WAY, Outcome, Point, Quantity, Statistic
+from geomtraj.statistics.base import STRATEGY, Outcome, Point, Quantity, Statistic
 from geomtraj.statistics.r_med.apart import Apart, is_rounding, take_apart
 from geomtraj.statistics.r_med.entries import exactly
 from geomtraj.statistics.r_med.interval import Ratios, over, ratios
@@ -166,7 +166,7 @@ def _measured(
         nonlocal operator
         if operator is None:
             assert isinstance(problem, Problem)
-            operator = Hessian(problem, theta, WAY)
+            operator = Hessian(problem, theta, STRATEGY)
         return exact_entries(operator, torch.from_numpy(indices)).double().cpu().numpy()
 
     refinement = _refinement(found, measure, budget, rtol, seed)

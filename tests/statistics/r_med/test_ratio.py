@@ -44,7 +44,9 @@ def test_exact_r_med_of_a_model_by_hand():
 
 def test_scale_free_but_the_diagonal_itself_is_not():
     case = CASES["mlp"]()
-    doubled = gt.Problem(case.problem.model, lambda m, b: 2 * case.problem._loss(m, b), list(case.problem.batches))
+    doubled = gt.Problem(
+        case.problem.model, lambda m, b: 2 * case.problem.objective.loss(m, b), list(case.problem.batches)
+    )
     assert gt.r_med(doubled)["all"].value == pytest.approx(gt.r_med(case.problem)["all"].value)
     assert torch.allclose(gt.diagonal(doubled).values, 2 * gt.diagonal(case.problem).values)
 
