@@ -128,7 +128,7 @@ def _absent(rows: list[Row], kept: list[str], named: dict[str, tuple[str, ...]])
     omitted = [name for name in named if name not in kept]
     text = f"; without a finite ratio: {listed(nowhere)}" if nowhere else ""
     if omitted:
-        text += f"; left out here, and in tables/contrast_r_med_loss.csv all the same: {listed(omitted)}"
+        text += f"; left out here, and in contrast_r_med_loss.csv all the same: {listed(omitted)}"
     return text
 
 

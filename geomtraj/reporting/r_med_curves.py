@@ -56,7 +56,7 @@ def _draw(data: ReportData, over: str) -> ReportFigure | Skipped:
     if nowhere:
         caption += f"; infinite or missing at every iterate: {listed(nowhere)}"
     if omitted:
-        caption += f"; left out here, and in tables/measurements.csv all the same: {listed(omitted)}"
+        caption += f"; left out here, and in measurements.csv all the same: {listed(omitted)}"
     return ReportFigure(f"r_med_{over}", title, caption + ".", figure)
 
 
