@@ -97,6 +97,27 @@ def test_a_product_tells_of_its_entries_and_of_its_noise(rows, columns, beside):
     assert abs(np.log(np.median(draws.largest) / truth.max())) < 0.1
 
 
+def test_what_other_blocks_add_to_a_product_is_in_the_noise_of_a_single_entry():
+    z = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        size, g = 60, np.exp(rng.standard_normal(120))
+        share = 0.3 + 0.2 * rng.standard_normal(120)
+        of = np.arange(120) // size
+        off = rng.standard_normal((120, 120)) * np.where(np.subtract.outer(of, of), 0.3, 0.02)
+        off = (off + off.T) / np.sqrt(2)
+        np.fill_diagonal(off, share)
+        matrix, place = np.sqrt(g)[:, None] * off * np.sqrt(g), np.arange(size)
+        known = {k: BlockKnown(k, k * size + place, g[of == k], np.zeros(size), 0, place, place) for k in (0, 1)}
+        survey = Survey(known, lambda v, matrix=matrix: matrix @ v, seed, 120)
+        survey._pass([{k: one.choose(12, np.ones(size), rng)} for k, one in known.items()])  # each alone, as at first
+        single = np.setdiff1d(np.arange(size), np.flatnonzero(np.isfinite(known[0].share[1])))[:6]
+        survey._pass([{0: np.array([k]), 1: known[1].choose(12, np.ones(size), rng)} for k in single])
+        y, noise = known[0].share
+        z.append((y - share[of == 0])[single] / noise[single])
+    assert 0.3 < np.mean(np.square(z)) < 1.3
+
+
 def test_entries_of_a_row_are_chosen_together_only_where_they_disturb_little():
     rng = np.random.default_rng(0)
     known, _, _ = matrix_of_shares(rng, 12, 30, 1.0)
